@@ -1,0 +1,5 @@
+"""``python -m tunesmith``."""
+
+from tunesmith.apps.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Doors: they parse, call run, and show. No logic."""

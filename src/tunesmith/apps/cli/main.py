@@ -1,0 +1,234 @@
+"""The commands.  Heavy imports happen inside them, so that ``--help`` and a bad recipe are quick."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.settings import quiet_libraries
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune a language model: from a file of examples to a compared, usable, exportable model.",
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, in YAML.", metavar="RECIPE")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it, such as schedule.epochs=1 method.rank=8.", metavar="[SETTING=VALUE]...")]
+Target = Annotated[str, typer.Argument(help="A run's folder, an adapter, a model's folder, or a Hub name.", metavar="MODEL")]
+DataFiles = Annotated[list[str] | None, typer.Option("--data", help="File to judge on; left out, the run's own held-out data.")]
+Scores = Annotated[list[str] | None, typer.Option("--score", help="Score of the answers; may be given several times.")]
+Answered = Annotated[int, typer.Option(help="Conversations to answer.", min=0)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; poems like 0.8 to 1.0.", min=0)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+class Precision(StrEnum):
+    """Types an exported model can have."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a recipe would do, and why, before any weight is loaded."""
+    from tunesmith.recipe import read_recipe
+
+    settled = read_recipe(recipe, overrides or ())
+    from tunesmith.apps.cli import show
+    from tunesmith.run.preview import preview
+
+    show.plan(preview(settled), as_json=as_json)
+
+
+@app.command()
+def inspect(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    records: Annotated[int, typer.Option(help="Records to show token by token.", min=0)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show which tokens would be trained, record by record, and count what would be cut or dropped."""
+    from tunesmith.recipe import read_recipe
+
+    settled = read_recipe(recipe, overrides or ())
+    from tunesmith.apps.cli import show
+    from tunesmith.run.inspect import inspect as inspect_recipe
+
+    show.inspection(inspect_recipe(settled, records), as_json=as_json)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")] = False,
+) -> None:
+    """Train; then compare with the base model and write the report."""
+    from tunesmith.recipe import read_recipe
+
+    settled = read_recipe(recipe, overrides or ())
+    from tunesmith.apps.cli import show
+    from tunesmith.run.train import train as train_recipe
+
+    with show.progress() as listener:
+        outcome = train_recipe(settled, listener, overwrite=overwrite)
+    show.outcome(outcome)
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Go on with a run that was stopped, exactly as if it had not been."""
+    from tunesmith.apps.cli import show
+    from tunesmith.run.train import resume as resume_run
+
+    with show.progress() as listener:
+        outcome = resume_run(run, listener)
+    show.outcome(outcome)
+
+
+@app.command()
+def evaluate(
+    model: Target,
+    data: DataFiles = None,
+    score: Scores = None,
+    answered: Answered = 50,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    output: Annotated[Path | None, typer.Option(help="File for the answers and scores, as JSON.")] = None,
+) -> None:
+    """Judge one model on held-out data: loss, perplexity, scores of its answers."""
+    _compare({"model": model}, data, score, answered, max_new_tokens, temperature, device, as_json=as_json, output=output)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A run, adapter, model folder or Hub name.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="Another.", metavar="B")],
+    data: DataFiles = None,
+    score: Scores = None,
+    answered: Answered = 50,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    output: Annotated[Path | None, typer.Option(help="File for the comparison: .json or .html.")] = None,
+) -> None:
+    """Judge two models on the same inputs, answers side by side."""
+    names = {a: a, b: b} if a != b else {f"{a} (1)": a, f"{b} (2)": b}
+    _compare(names, data, score, answered, max_new_tokens, temperature, device, as_json=as_json, output=output)
+
+
+def _compare(
+    paths: dict[str, str],
+    data: list[str] | None,
+    score: list[str] | None,
+    answered: int,
+    max_new_tokens: int,
+    temperature: float,
+    device: str,
+    *,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    from tunesmith.apps.cli import show
+    from tunesmith.recipe.schema import Generation
+    from tunesmith.run import evaluate as judging
+
+    scores = judging.make_scores(score or judging.DEFAULT_SCORES)
+    conversations, source = judging.held_out(data or (), list(paths.values()))
+    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
+    with show.progress(quiet=as_json) as listener:
+        result = judging.compare(
+            paths, conversations, scores, generation, answered=answered, data=source, device=device, progress=listener
+        )
+    if output is not None:
+        judging.write_comparison(output, result)
+    show.evaluation(result, as_json=as_json)
+
+
+@app.command()
+def chat(
+    model: Target,
+    prompt: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+) -> None:
+    """Talk with a model."""
+    from tunesmith.apps.cli.talk import talk
+
+    talk(model, prompt, system, max_new_tokens=max_new_tokens, temperature=temperature, device=device)
+
+
+@app.command()
+def export(
+    run: Target,
+    to: Annotated[Path, typer.Option(help="New folder for the model.")],
+    dtype: Annotated[Precision, typer.Option(help="Type of the weights; auto keeps the base's.")] = Precision.auto,
+) -> None:
+    """Merge a run into one model that every tool loads, and check that it answers as the run does."""
+    from tunesmith.apps.cli import show
+    from tunesmith.run.export import export as export_run
+
+    with show.progress() as listener:
+        written = export_run(run, to, dtype=dtype.value, listener=listener)
+    show.exported(written)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where its data and runs go.")] = Path("runs/demo"),
+    only_data: Annotated[bool, typer.Option("--only-data", help="Write the data and end; run the recipes yourself.")] = False,
+) -> None:
+    """From nothing to a tuned and compared model in a few minutes: no GPU, no download."""
+    from tunesmith.apps.cli import show
+    from tunesmith.run import demo as demonstration
+
+    if only_data:
+        demonstration.write_data(folder)
+        show.line(f"wrote {folder / 'data'}; next: tunesmith train recipes/demo/1-pretrain.yaml")
+        return
+    with show.progress() as listener:
+        result = demonstration.run_demo(folder, listener)
+    show.demo(result)
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str | None, typer.Argument(help="One kind; left out, all of them.")] = None) -> None:
+    """List what there is to choose from: methods, stages, optimizers, formats, scores, templates, settings."""
+    from tunesmith.apps.cli import show
+    from tunesmith.run.catalogue import catalogue
+
+    show.catalogue(catalogue(kind))
+
+
+def main() -> Any:
+    """Run the command line: a user's mistake is a message and exit code 2, ours is a traceback."""
+    quiet_libraries()
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}" if "\n" not in str(error) else f"error:\n{error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output is gone
+        sys.exit(0)

@@ -1,0 +1,52 @@
+"""``tunesmith chat``: one question, or a dialogue in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tunesmith.run.chat import Talk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def talk(
+    model: str, prompt: str | None, system: str | None, *, max_new_tokens: int, temperature: float, device: str
+) -> None:
+    """Answer *prompt*, or each line of standard input until it ends."""
+    conversation = Talk.load(model, system, max_new_tokens=max_new_tokens, temperature=temperature, device=device)
+    if prompt is not None:
+        _write(conversation.ask(prompt.replace("\\n", "\n")))
+        return
+    asking = sys.stdin.isatty()
+    if asking:
+        print("Ask away.  /new begins again, /quit ends.  End a line with \\ to go on with it in the next.")  # noqa: T201
+    while (text := _read(asking=asking)) is not None:
+        if text == "/quit":
+            return
+        if text == "/new":
+            conversation.forget()
+        elif text.startswith("/"):
+            print(f"no such command: {text}; there are /new and /quit")  # noqa: T201
+        elif text:
+            _write(conversation.ask(text))
+
+
+def _read(*, asking: bool) -> str | None:
+    """Return the next question; None where input has ended."""
+    lines: list[str] = []
+    try:
+        while True:
+            line = input("> " if asking and not lines else "")
+            lines.append(line.removesuffix("\\"))
+            if not line.endswith("\\"):
+                return "\n".join(lines).strip()
+    except EOFError:
+        return "\n".join(lines).strip() if lines else None
+
+
+def _write(pieces: Iterable[str]) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)  # noqa: T201
+    print()  # noqa: T201

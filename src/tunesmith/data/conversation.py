@@ -1,0 +1,97 @@
+"""The one shape of training data: a conversation, whatever file it came from."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record was read: file (or Hub name) and line, counted from 1 (the row, where a file has no lines)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a source before a format has read it."""
+
+    values: dict[str, Any]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that could not be read, and why."""
+
+    origin: Origin
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.  ``trained`` says whether the turn is learnt; ``None`` leaves it to the stage, ``False`` is never.
+
+    ``name`` and ``tool_call_id`` tie a tool's result to its call; some templates print them.
+    """
+
+    role: Role
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    trained: bool | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Return the message as chat templates expect it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = list(self.tool_calls)
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A dialogue of messages, or a plain ``text`` (then ``messages`` is empty)."""
+
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: Origin = field(default=Origin("memory", 0), compare=False)
+
+    def prompt(self) -> tuple[Message, ...]:
+        """Return the messages before the last assistant turn: what generation starts from."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == "assistant":
+                return self.messages[:index]
+        return self.messages
+
+    def reference(self) -> str:
+        """Return the last assistant turn's content: what a good answer looks like; empty where there is none."""
+        for message in reversed(self.messages):
+            if message.role == "assistant":
+                return message.content
+        return ""
+
+
+class RowError(ValueError):
+    """A record that a format cannot read: where in it (``messages[2].content``) and what is wrong there."""
+
+    def __init__(self, place: str, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+        self.place, self.message = place, message

@@ -1,0 +1,124 @@
+"""A list of ``conversations`` turns with ``from`` and ``value``, as ShareGPT and LLaMA-Factory write it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from tunesmith.data.conversation import Conversation, Message, Record, RowError
+from tunesmith.data.describe import describe
+from tunesmith.data.formats._base import Format
+from tunesmith.data.formats._turns import (
+    SHARED_COLUMNS,
+    assemble,
+    check_order,
+    read_column,
+    read_filled_text,
+    read_list,
+    read_text,
+    read_tool_calls,
+    read_trained,
+    unknown_role,
+)
+
+_CALL = "function_call"
+_USUAL_TAGS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+    "function_call": _CALL,
+}
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+
+
+class ShareGPT(Format):
+    """Read turns by their tags; a function call is part of the assistant turn before it, if there is one."""
+
+    columns = {"conversations": "list of turns: from and value", **SHARED_COLUMNS}
+    required = frozenset({"conversations"})
+
+    role_tag: str = "from"
+    """Key of a turn that says who speaks."""
+
+    content_tag: str = "value"
+    """Key of a turn that says what."""
+
+    user_tag: str = "human"
+    """Who asks; ``human`` and ``user`` are always understood, unless another tag takes the word."""
+
+    assistant_tag: str = "gpt"
+    """Who answers; ``gpt``, ``assistant`` and ``model`` are always understood."""
+
+    observation_tag: str = "observation"
+    """A tool's result; ``observation`` and ``tool`` are always understood."""
+
+    function_tag: str = "function_call"
+    """The assistant's tool calls, as JSON text with name and arguments."""
+
+    system_tag: str = "system"
+    """The system prompt."""
+
+    def read(self, record: Record) -> Conversation:
+        turns = read_list(read_column(record.values, "conversations"), "conversations", "turns")
+        messages: list[Message] = []
+        for index, turn in enumerate(turns):
+            message = self._read_turn(turn, f"conversations[{index}]")
+            check_order(message.role, index, "conversations")
+            if message.tool_calls and messages and _can_join(messages[-1], message):
+                message = _join(messages.pop(), message)
+            messages.append(message)
+        return assemble(record, messages, "conversations")
+
+    @cached_property
+    def _tags(self) -> Mapping[str, str]:
+        return {
+            **_USUAL_TAGS,
+            self.user_tag: "user",
+            self.assistant_tag: "assistant",
+            self.observation_tag: "tool",
+            self.function_tag: _CALL,
+            self.system_tag: "system",
+        }
+
+    def _read_turn(self, turn: Any, place: str) -> Message:
+        if not isinstance(turn, dict):
+            raise RowError(
+                place, f"found {describe(turn)}; must be an object with {self.role_tag} and {self.content_tag}"
+            )
+        for key in (self.role_tag, self.content_tag):
+            if key not in turn:
+                raise RowError(f"{place}.{key}", f"is missing; the turn is {describe(turn)}")
+        tag, content = turn[self.role_tag], turn[self.content_tag]
+        place_of_content = f"{place}.{self.content_tag}"
+        match self._tags.get(tag) if isinstance(tag, str) else None:
+            case "user" | "assistant" as role:
+                text = read_filled_text(content, place_of_content)
+            case "system" | "tool" as role:
+                text = read_text(content, place_of_content)
+            case "function_call":
+                return _read_call(content, place_of_content, read_trained(turn, "assistant", place))
+            case _:
+                raise unknown_role(tag, f"{place}.{self.role_tag}", list(self._tags))
+        return Message(role, text, trained=read_trained(turn, role, place))
+
+
+def _read_call(content: Any, place: str, trained: bool | None) -> Message:
+    """Return the assistant turn of a function call: JSON for one call or a list, after thoughts if there are any."""
+    reasoning = None
+    if isinstance(content, str) and (thought := _THOUGHT.match(read_text(content, place))):
+        reasoning, content = thought[1].strip(), content[thought.end() :]
+    return Message("assistant", "", reasoning, read_tool_calls(content, place), trained)
+
+
+def _can_join(before: Message, call: Message) -> bool:
+    return before.role == "assistant" and before.trained == call.trained and not (before.reasoning and call.reasoning)
+
+
+def _join(before: Message, call: Message) -> Message:
+    return replace(before, reasoning=before.reasoning or call.reasoning, tool_calls=before.tool_calls + call.tool_calls)

@@ -1,0 +1,1 @@
+"""One step of training: packs, attention, losses, the loop and its checkpoints."""

@@ -1,0 +1,96 @@
+"""Before the first step: the fast path against the plain one, and a gradient for everything that trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunesmith.engine.checkpoint import training_weights
+from tunesmith.engine.model import PackModel, pack_arguments
+from tunesmith.engine.pack import Layout, build_packs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from tunesmith.engine.example import Example
+
+# largest difference of a token's log-probability that rounding explains
+_TOLERANCE = {"no": 1e-3, "bf16": 0.25, "fp16": 0.05}
+_EXAMPLES, _TOKENS = 4, 512
+
+
+def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout, accelerator: Any) -> tuple[Layout, list[str]]:
+    """Return the layout that agrees with the plain forward pass of *model*, *wanted* if it can be, and notices why not.
+
+    Compares log-probabilities of a few short examples; may tell *model* to compute its logits the plain way.
+    """
+    few = sorted(examples, key=lambda e: e.tokens)[: 8 * _EXAMPLES : 8] or list(examples[:1])
+    few = [e for e in few if e.tokens <= _TOKENS] or few[:1]
+    notices: list[str] = []
+    tolerance = _TOLERANCE[accelerator.mixed_precision]
+    model.eval()
+    with torch.no_grad(), accelerator.autocast():
+        expected = _reference(model, few, accelerator.device)
+        if model.separate_head and (far := _distance(model, few, "padded", accelerator.device, expected)) > tolerance:
+            model.separate_head = False
+            notices.append(f"the model does more with its logits than its head says (off by {far:.1e}): logits computed whole")
+        for layout in dict.fromkeys((wanted, "padded")):
+            far = _distance(model, few, layout, accelerator.device, expected)
+            if far <= tolerance:
+                break
+            notices.append(
+                f"layout {layout} disagrees with one sequence a row (log-probabilities off by {far:.1e}), as in models "
+                "whose layers cannot be masked: falling back to padded"
+                if layout != "padded"
+                else f"padded rows disagree with single sequences by {far:.1e}: this model mixes what it should not"
+            )
+    model.train()
+    return layout, notices
+
+
+def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> dict[int, list[Tensor]]:
+    """Return the log-probabilities of every prediction of each example, one sequence at a time through the plain model."""
+    out: dict[int, list[Tensor]] = {}
+    for example in examples:
+        out[id(example)] = []
+        for sequence in example.sequences:
+            tokens = torch.from_numpy(sequence.tokens).long().to(device)
+            logits = model.base(input_ids=tokens[None], use_cache=False).logits[0].float().log_softmax(-1)
+            at = torch.from_numpy(sequence.weight).nonzero().squeeze(1).to(device)
+            out[id(example)].append(logits[at - 1].gather(1, tokens[at, None]).squeeze(1))
+    return out
+
+
+def _distance(model: PackModel, examples: Sequence[Example], layout: Layout, device: Any, expected: dict[int, list[Tensor]]) -> float:
+    """Return the largest difference from *expected*; infinite where the model refuses the layout."""
+    (pack,) = build_packs(examples, layout, budget=2**31)
+    tensors = pack.to(device)
+    try:
+        found = model(**pack_arguments(tensors))
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, NotImplementedError):
+        return float("inf")  # whatever a foreign architecture raises at a mask it does not know
+    # predictions come in forest order: bring them back to the order of the pack's examples and their positions
+    order = torch.argsort(_position(tensors), stable=True)
+    wanted = torch.cat([part for example in pack.examples for part in expected[id(example)]])
+    return float((found[order] - wanted).abs().max())
+
+
+def _position(pack: Any) -> Tensor:
+    return pack.sequence * (int(pack.depth.max()) + 2) + pack.depth[pack.source]
+
+
+def untrained(model: PackModel, objective: Any, examples: Sequence[Example], layout: Layout, accelerator: Any) -> list[str]:
+    """Return the names of weights that should train but get no finite gradient from the first examples."""
+    few = sorted(examples, key=lambda e: e.tokens)[:_EXAMPLES]
+    for pack in build_packs(few, layout, budget=2**31):
+        with accelerator.autocast():
+            loss = objective.loss(model(**pack_arguments(tensors := pack.to(accelerator.device))), tensors)
+        loss.total.backward()
+    weights = training_weights(model.model)
+    wrong = [n for n, p in weights.items() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
+    for parameter in weights.values():
+        parameter.grad = None
+    return wrong

@@ -1,0 +1,291 @@
+"""The training loop: the only place where an optimizer steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.files import write_json
+from tunesmith.engine.checkpoint import (
+    Progress,
+    load_progress,
+    load_tree,
+    load_weights,
+    prune_checkpoints,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+    training_weights,
+)
+from tunesmith.engine.model import PackModel, pack_arguments
+from tunesmith.engine.order import ExampleOrder
+from tunesmith.engine.pack import Layout, Pack, build_packs, split_examples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from tunesmith.core.events import Listener
+    from tunesmith.engine.example import Example
+
+
+class Objective(Protocol):
+    """What the loop needs of a stage."""
+
+    def size(self, examples: Sequence[Example]) -> float:
+        """Return what the summed loss over *examples* is divided by."""
+
+    def loss(self, log_probabilities: Tensor, pack: Pack) -> Any:
+        """Return ``total`` (a scalar tensor, summed) and ``parts`` (sums worth logging)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How the loop runs; settled by the plan."""
+
+    steps: int
+    batch_size: int
+    seed: int
+    layout: Layout
+    tokens_per_pass: int
+    max_gradient_norm: float
+    evaluate_every: int | None
+    patience: int | None
+    minimum_gain: float
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+class NonFiniteError(UserError):
+    """The loss or its gradient became infinite or not a number; the batch is kept."""
+
+
+class TrainingLoop:
+    """Runs optimizer steps over examples until the last step, a stop request, or no more gain."""
+
+    def __init__(
+        self,
+        model: PackModel,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any,
+        accelerator: Accelerator,
+        settings: LoopSettings,
+        folder: Path,
+    ) -> None:
+        """*schedule* is a torch learning-rate scheduler over *optimizer*; *folder* is the run's."""
+        self.inner, self.objective, self.schedule, self.accelerator = model, objective, schedule, accelerator
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.settings, self.folder = settings, folder
+        self.progress = Progress()
+        self.stop_reason: str | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are written."""
+        return self.folder / "checkpoints"
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the loop to save and end after the step that is running; safe to call from a signal handler."""
+        self.stop_reason = reason
+
+    def resume(self, path: Path) -> None:
+        """Go back to the state in the checkpoint at *path*."""
+        self.progress = load_progress(path)
+        load_weights(path, self.inner.model)
+        self.optimizer.load_state_dict(load_tree(path / "optimizer"))
+        self.schedule.load_state_dict(self.progress.schedule)
+        own = path / f"random-{self.accelerator.process_index}"
+        if own.with_suffix(".json").exists():  # a run may go on with more processes than it began with
+            set_random_state(load_tree(own))
+
+    def run(self, examples: Sequence[Example], validation: Sequence[Example], emit: Listener) -> str:
+        """Train to the end; return why it ended: ``finished``, ``early stopping`` or the stop request's reason."""
+        settings, progress = self.settings, self.progress
+        order = ExampleOrder(len(examples), settings.batch_size, settings.seed)
+        held_out = self._local_packs(validation) if validation else []
+        started = time.monotonic() - progress.seconds
+        self.model.train()
+        # one thread builds the next step's packs while this one computes; torch releases the interpreter lock
+        with ThreadPoolExecutor(1) as builder:
+            following = self._submit(builder, examples, order, progress.step)
+            while progress.step < settings.steps and not self._asked_to_stop():
+                chosen, packs = following.result()
+                following = self._submit(builder, examples, order, progress.step + 1)
+                event = self._step(chosen, packs)
+                progress.step += 1
+                progress.seconds = time.monotonic() - started
+                emit({"kind": "step", "step": progress.step, "epoch": order.epoch(progress.step), **event})
+                ended = self._after_step(held_out, validation, emit)
+                if ended:
+                    return ended
+            following.cancel()
+        if progress.step < settings.steps:
+            self._save(emit)
+            return self.stop_reason or "stopped"
+        return "finished"
+
+    def evaluate(self, packs: Sequence[Pack], examples: Sequence[Example]) -> float:
+        """Return the loss over *examples*, of which *packs* are this process's share."""
+        self.model.eval()
+        with torch.no_grad():
+            totals = [self._forward(pack.to(self.accelerator.device)).total for pack in packs]
+        self.model.train()
+        return float(self._sum(_added(totals))) / self.objective.size(examples)
+
+    def _local_packs(self, examples: Sequence[Example]) -> list[Pack]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        part = split_examples(examples, world)[rank]
+        return build_packs(part, self.settings.layout, self.settings.tokens_per_pass) if part else []
+
+    def _submit(self, builder: ThreadPoolExecutor, examples: Sequence[Example], order: ExampleOrder, step: int) -> Any:
+        def build() -> tuple[list[Example], list[Pack]]:
+            chosen = [examples[index] for index in order.batch(step)]
+            return chosen, self._local_packs(chosen)
+
+        return builder.submit(build)
+
+    def _step(self, chosen: list[Example], packs: list[Pack]) -> dict[str, Any]:
+        """One optimizer step over *chosen*, of which *packs* are this process's share."""
+        began = time.monotonic()
+        size, world = self.objective.size(chosen), self.accelerator.num_processes
+        totals: list[Tensor] = []
+        parts: dict[str, float] = {}
+        passes: list[tuple[Pack, float]] = [(pack, 1.0) for pack in packs]
+        # wrapped models talk at every pass, so each process makes as many; the extra ones count nothing
+        passes += [(p, 0.0) for p in self._fillers(chosen, len(packs))]
+        for index, (pack, counts) in enumerate(passes):
+            last = index == len(passes) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self._forward(pack.to(self.accelerator.device))
+                # distribution averages gradients over processes; the loss is a mean over the whole step
+                self.accelerator.backward(loss.total * (counts * world / size))
+            totals.append(loss.total.detach() * counts)
+            for name, value in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + value * counts
+        norm = self._clip()
+        value = float(self._sum(_added(totals))) / size
+        if not math.isfinite(value) or not (math.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
+            self._keep_batch(chosen, value, norm)
+        self.optimizer.step()
+        rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - began
+        return {
+            "loss": value,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens_per_second": sum(e.tokens for e in chosen) / seconds,
+            "tokens": sum(e.tokens for e in chosen),
+            "tokens_fed": int(self._sum(torch.tensor(sum(len(p.tokens) for p in packs), dtype=torch.float64))),
+            "trained_tokens": sum(s.trained for e in chosen for s in e.sequences),
+            "seconds": seconds,
+            **{name: float(self._sum(torch.tensor(v, dtype=torch.float64))) / size for name, v in parts.items()},
+        }
+
+    def _forward(self, pack: Pack) -> Any:
+        with self.accelerator.autocast():
+            return self.objective.loss(self.model(**pack_arguments(pack)), pack)
+
+    def _fillers(self, chosen: list[Example], own: int) -> list[Pack]:
+        if self.accelerator.num_processes == 1:
+            return []
+        count = torch.tensor([own], device=self.accelerator.device)
+        most = int(self.accelerator.gather(count).max())
+        shortest = min(chosen, key=lambda e: e.tokens)
+        return build_packs([shortest], self.settings.layout, self.settings.tokens_per_pass) * (most - own)
+
+    def _clip(self) -> float:
+        limit = self.settings.max_gradient_norm or math.inf
+        return float(self.accelerator.clip_grad_norm_(training_weights(self.inner).values(), limit))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return value
+        # not every accelerator has float64; losses of one step lose nothing that matters in float32
+        summed: Tensor = self.accelerator.reduce(value.float().to(self.accelerator.device), "sum")
+        return summed.cpu()
+
+    def _asked_to_stop(self) -> bool:
+        asked = torch.tensor(float(self.stop_reason is not None))
+        return bool(self._sum(asked) > 0)
+
+    def _after_step(self, held_out: list[Pack], validation: Sequence[Example], emit: Listener) -> str | None:
+        """Evaluate and save where it is due; return why to end, if so."""
+        settings, progress = self.settings, self.progress
+        step, last = progress.step, progress.step == settings.steps
+        best = False
+        if validation and settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
+            loss = self.evaluate(held_out, validation)
+            emit({"kind": "evaluation", "step": step, "loss": loss, "perplexity": math.exp(min(loss, 700.0))})
+            best = progress.best_loss is None or loss < progress.best_loss - settings.minimum_gain
+            progress.evaluations_without_gain = 0 if best else progress.evaluations_without_gain + 1
+            if best:
+                progress.best_loss, progress.best_step = loss, step
+        ended = bool(settings.patience) and progress.evaluations_without_gain >= (settings.patience or 0)
+        if best or last or ended or step % settings.checkpoint_every == 0:
+            self._save(emit)
+        return "early stopping" if ended and not last else None
+
+    def _save(self, emit: Listener) -> None:
+        states = self._gather(random_state())
+        if self.accelerator.is_main_process:
+            self.progress.schedule = self.schedule.state_dict()
+            path = save_checkpoint(
+                self.checkpoints, self.progress, training_weights(self.inner.model), self.optimizer.state_dict(), states
+            )
+            prune_checkpoints(self.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)
+            emit({"kind": "checkpoint", "step": self.progress.step, "path": str(path)})
+        self.accelerator.wait_for_everyone()
+
+    def _gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        if self.accelerator.num_processes == 1:
+            return [state]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([state]))
+
+    def _keep_batch(self, chosen: list[Example], loss: float, norm: float) -> None:
+        """Write down the batch that broke the run and stop."""
+        step = self.progress.step + 1
+        path = self.folder / f"failed-step-{step:08d}.json"
+        rows = [{"origin": str(e.origin), "tokens": [s.tokens.tolist() for s in e.sequences]} for e in chosen]
+        if self.accelerator.is_main_process:
+            write_json(path, {"step": step, "loss": str(loss), "gradient_norm": str(norm), "examples": rows})
+        raise NonFiniteError(
+            f"step {step}: loss {loss}, gradient norm {norm}; the batch is kept in {path}. Lower schedule.learning_rate, "
+            "raise schedule.warmup, or use engine.precision=bfloat16 or float32; then resume from the last checkpoint"
+        )
+
+
+def _added(totals: list[Tensor]) -> Tensor:
+    """Return the sum in float64 on the CPU, waiting for the device once."""
+    return torch.stack(totals).cpu().double().sum() if totals else torch.zeros((), dtype=torch.float64)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: float, arguments: dict[str, Any]
+) -> Callable[..., Any]:
+    """Return transformers' scheduler *name* over *steps* steps; *warmup* below 1 is a share of them."""
+    from transformers import get_scheduler
+
+    rising = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    options = dict(arguments)
+    if name == "warmup_stable_decay":
+        options.setdefault("num_decay_steps", max(1, steps // 10))
+    try:
+        scheduler: Any = get_scheduler(name if name != "constant" or not rising else "constant_with_warmup", optimizer, rising, steps, options)
+    except TypeError as error:
+        raise UserError(f"schedule.decay_arguments: {name} does not take them: {error}") from None
+    return scheduler

@@ -1,0 +1,93 @@
+"""Log-probabilities of chosen tokens, without ever holding the logits of all positions.
+
+Legend: M predictions, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# bytes of float32 logits that one chunk may take; big enough that the matrix product runs at full speed
+CHUNK_BYTES = 64 * 2**20
+
+
+class _ChunkedLogProbabilities(torch.autograd.Function):
+    """``log_softmax(f(hidden @ weight.T))[target]``, chunk by chunk; the backward pass recomputes each chunk's logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_M: Tensor, cap: float, scale: float) -> Tensor:
+        rows = _rows(weight_VD)
+        out_M = torch.empty(len(hidden_MD), dtype=torch.float32, device=hidden_MD.device)
+        total_M = torch.empty_like(out_M)
+        for start in range(0, len(hidden_MD), rows):
+            at = slice(start, start + rows)
+            logits_CV = _logits(hidden_MD[at], weight_VD, bias_V, cap, scale)
+            total_M[at] = torch.logsumexp(logits_CV, -1)
+            out_M[at] = logits_CV.gather(1, target_M[at, None]).squeeze(1) - total_M[at]
+        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, target_M, total_M)
+        ctx.cap, ctx.scale = cap, scale
+        return out_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_M,) = gradients
+        hidden_MD, weight_VD, bias_V, target_M, total_M = ctx.saved_tensors
+        rows = _rows(weight_VD)
+        hidden_gradient = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        bias_gradient = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, len(hidden_MD), rows):
+            at = slice(start, start + rows)
+            capped_CV = _logits(hidden_MD[at], weight_VD, bias_V, ctx.cap, ctx.scale)
+            # d log p[target] / d logits = onehot - softmax
+            gradient_CV = (capped_CV - total_M[at, None]).exp_().neg_()
+            gradient_CV.scatter_add_(1, target_M[at, None], gradient_CV.new_ones(()).expand(len(gradient_CV), 1))
+            gradient_CV.mul_(gradient_M[at, None])
+            if ctx.cap:
+                gradient_CV.mul_(1 - (capped_CV / ctx.cap).square_())
+            if ctx.scale != 1:
+                gradient_CV.mul_(ctx.scale)
+            gradient_CV = gradient_CV.to(weight_VD.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[at] = gradient_CV @ weight_VD
+            if weight_gradient is not None:
+                weight_gradient += gradient_CV.T @ hidden_MD[at].to(gradient_CV.dtype)
+            if bias_gradient is not None:
+                bias_gradient += gradient_CV.sum(0)
+        weight_gradient = None if weight_gradient is None else weight_gradient.to(weight_VD.dtype)
+        return hidden_gradient, weight_gradient, bias_gradient, None, None, None
+
+
+def _rows(weight_VD: Tensor) -> int:
+    return max(16, CHUNK_BYTES // (4 * len(weight_VD)))
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, cap: float, scale: float) -> Tensor:
+    logits_CV = nn.functional.linear(hidden_CD.to(weight_VD.dtype), weight_VD, bias_V).float()
+    if scale != 1:
+        logits_CV = logits_CV * scale
+    return cap * torch.tanh(logits_CV / cap) if cap else logits_CV
+
+
+def log_probabilities(
+    hidden_MD: Tensor, head: nn.Module, target_M: Tensor, *, cap: float = 0.0, scale: float = 1.0
+) -> Tensor:
+    """Return ``[M]`` float32 log-probabilities of *target_M* under *head*; logits are scaled, then soft-capped.
+
+    Under autocast the matrix products run in its type, as a plain forward pass would.
+    """
+    if not isinstance(head, nn.Linear) or type(head) is not nn.Linear:
+        logits_MV = head(hidden_MD).float() * scale
+        logits_MV = cap * torch.tanh(logits_MV / cap) if cap else logits_MV
+        return logits_MV.log_softmax(-1).gather(1, target_M[:, None]).squeeze(1)
+    device = hidden_MD.device.type
+    weight_VD, bias_V = head.weight, head.bias
+    if torch.is_autocast_enabled(device):
+        weight_VD = weight_VD.to(torch.get_autocast_dtype(device))
+        bias_V = None if bias_V is None else bias_V.to(weight_VD.dtype)
+    with torch.autocast(device, enabled=False):
+        result: Tensor = _ChunkedLogProbabilities.apply(hidden_MD, weight_VD, bias_V, target_M, cap, scale)
+    return result

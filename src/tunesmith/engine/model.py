@@ -1,0 +1,72 @@
+"""A model that takes packs and gives log-probabilities.
+
+Legend: N tokens of a pack, M predictions, D hidden size, R rows, W tokens a row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.engine.attention import dense_masks, row_mask
+from tunesmith.engine.losses import log_probabilities
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tunesmith.engine.pack import Pack
+
+
+class PackModel(nn.Module):
+    """Wraps *model* (a transformers model, perhaps inside peft) so that one call is one pack.
+
+    It is the module that accelerate wraps, so that every layer of distribution sees one ``forward``.
+    """
+
+    def __init__(self, model: nn.Module, base: PreTrainedModel) -> None:
+        """*base* is the transformers model inside *model*; its layers hold the adapters."""
+        super().__init__()
+        self.model = model
+        self._base = (base,)  # in a tuple, so that torch does not register its parameters a second time
+        config = base.config.get_text_config()
+        self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        self.separate_head = base.base_model is not base and base.get_output_embeddings() is not None
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model inside."""
+        return self._base[0]
+
+    def forward(self, tokens: Tensor, depth: Tensor, reach: Tensor, source: Tensor, target: Tensor, width: int) -> Tensor:
+        """Return ``[M]`` float32: the log-probability of each *target* at its *source*."""
+        if not self.separate_head:
+            logits_ND = self._run(self.base, tokens, depth, reach, width).logits.flatten(0, 1)
+            chosen_MV = logits_ND[source].float().log_softmax(-1)
+            return chosen_MV.gather(1, target[:, None]).squeeze(1)
+        hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
+        head = cast("nn.Module", self.base.get_output_embeddings())
+        return log_probabilities(hidden_ND[source], head, target, cap=self.cap, scale=self.scale)
+
+    def _run(self, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int) -> Any:
+        if width:
+            return module(input_ids=tokens.view(-1, width), attention_mask=row_mask(reach, width), use_cache=False)
+        masks = dense_masks(depth, reach, self.base.config.get_text_config())
+        return module(input_ids=tokens[None], position_ids=depth[None], attention_mask=masks, use_cache=False)
+
+
+def pack_arguments(pack: Pack) -> dict[str, Any]:
+    """Return what :meth:`PackModel.forward` takes of a pack of tensors."""
+    names = ("tokens", "depth", "reach", "source", "target", "width")
+    return {name: getattr(pack, name) for name in names}
+
+
+def default_device(wanted: str) -> torch.device:
+    """Return the device that ``engine.device`` asks for; ``auto`` takes an accelerator where there is one."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.accelerator.is_available():
+        return torch.device(torch.accelerator.current_accelerator() or "cpu")
+    return torch.device("cpu")

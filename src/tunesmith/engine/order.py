@@ -1,0 +1,30 @@
+"""Which examples each optimizer step sees: a function of seed and step alone, so that resuming needs no replay."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ExampleOrder:
+    """Shuffles *count* examples anew each epoch and deals them out *batch_size* at a time; the last deal may be smaller."""
+
+    count: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return math.ceil(self.count / self.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Return how many passes over the data are done after *step* steps."""
+        return step / self.steps_per_epoch
+
+    def batch(self, step: int) -> list[int]:
+        """Return the indices of the examples of step *step*, counted from 0."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        return [int(i) for i in order[at * self.batch_size : (at + 1) * self.batch_size]]

@@ -1,0 +1,8 @@
+"""Which weights train: one file per method.  See :class:`Method`."""
+
+from tunesmith.core.registry import Registry
+from tunesmith.methods._base import Method
+
+METHODS = Registry("method", "tunesmith.methods", Method)
+
+__all__ = ["METHODS", "Method"]

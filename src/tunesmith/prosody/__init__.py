@@ -1,0 +1,1 @@
+"""Verse: tones, rhymes, forms. No torch, no other part of the package."""

@@ -1,0 +1,61 @@
+"""Chat: a dialogue with a model, rendered exactly as training rendered it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from tunesmith.data.conversation import Conversation, Message
+from tunesmith.run.evaluate import load_contestant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tunesmith.run.evaluate import Contestant
+
+
+@dataclass
+class Talk:
+    """A model and what was said so far."""
+
+    contestant: Contestant
+    system: str | None
+    max_new_tokens: int
+    temperature: float
+    said: list[Message] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, model: str, system: str | None, *, max_new_tokens: int, temperature: float, device: str) -> Self:
+        """Load *model*; raise :class:`UserError` where it cannot be."""
+        contestant = load_contestant(model, device)
+        contestant.model.eval()
+        return cls(contestant, system, max_new_tokens, temperature)
+
+    def forget(self) -> None:
+        """Begin a new dialogue."""
+        self.said.clear()
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Yield the answer to *text* piece by piece, and remember both."""
+        from tunesmith.generation.sample import stream_answer
+
+        template = self.contestant.template
+        question = Message("user", text)
+        if template.has_chat:
+            opening = [Message("system", self.system)] if self.system else []
+            prompt = template.prompts([Conversation((*opening, *self.said, question))])[0]
+        else:  # a base model without a template goes on with the text
+            prompt = template.encode([text])[0]
+        answer = []
+        pieces = stream_answer(
+            self.contestant.model,
+            template.tokenizer,
+            prompt,
+            stop_ids=template.stop_ids,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )
+        for piece in pieces:
+            answer.append(piece)
+            yield piece
+        self.said += [question, Message("assistant", "".join(answer))]

@@ -1,0 +1,247 @@
+"""Judge models on the same held-out conversations: loss, answers, scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.core.errors import DataError, UserError
+from tunesmith.core.events import Listener, ignore
+from tunesmith.recipe.schema import Generation
+from tunesmith.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tunesmith.data.conversation import Conversation
+    from tunesmith.engine.pack import Layout
+    from tunesmith.scoring import Scorer
+    from tunesmith.stages import Stage
+    from tunesmith.templates.chat import ChatTemplate
+
+DEFAULT_SCORES = ("exact_match", "length_match", "chrf")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model made of the data."""
+
+    loss: float | None
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model with the tokenizer and template it is asked through; its loss is measured in *layout*."""
+
+    model: Any
+    template: ChatTemplate
+    layout: Layout = "padded"
+
+    def judge(
+        self,
+        conversations: Sequence[Conversation],
+        stage: Stage,
+        generation: Generation,
+        *,
+        limit: int,
+        answered: int,
+        seed: int,
+        progress: Listener = ignore,
+    ) -> Judged:
+        """Return the loss over all *conversations*, and answers to the first *answered* of them."""
+        asked = conversations[:answered]
+        return Judged(self._loss(conversations, stage, limit), self._answers(asked, generation, seed, progress))
+
+    def _loss(self, conversations: Sequence[Conversation], stage: Stage, limit: int) -> float | None:
+        """Return the stage's loss; None where the data has nothing to predict (no answers)."""
+        import torch
+
+        from tunesmith.engine.model import PackModel, pack_arguments
+        from tunesmith.engine.pack import build_packs
+
+        try:
+            made = stage.examples(conversations, self.template, limit)
+        except DataError:
+            return None
+        examples = [e for each in made for e in each if all(len(s) <= limit for s in e.sequences)]
+        if not examples or not stage.size(examples):
+            return None
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        packed, total = PackModel(self.model, base).eval(), 0.0
+        with torch.no_grad():
+            for pack in build_packs(examples, self.layout, budget=4096):
+                tensors = pack.to(self.model.device)
+                total += float(stage.loss(packed(**pack_arguments(tensors)), tensors).total)
+        return total / stage.size(examples)
+
+    def _answers(self, asked: Sequence[Conversation], generation: Generation, seed: int, progress: Listener) -> list[str]:
+        from tunesmith.generation.sample import answer_all
+
+        if not asked:
+            return []
+        prompts = [self._prompt(conversation) for conversation in asked]
+        self.model.eval()
+        written = answer_all(
+            self.model,
+            prompts,
+            stop_ids=self.template.stop_ids,
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            batch_size=generation.batch_size,
+            seed=seed,
+            progress=lambda done: progress({"kind": "progress", "task": "answers", "done": done, "total": len(asked)}),
+        )
+        return [text.strip() for text in self.template.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _prompt(self, conversation: Conversation) -> list[int]:
+        """Return what the model is given: the dialogue before the answer, or a plain text's first third."""
+        if conversation.text is None:
+            return self.template.prompts([conversation])[0]
+        tokens = self.template.encode_texts([conversation.text])[0]
+        return tokens[: max(1, len(tokens) // 3)]
+
+
+def evaluation_report(
+    judged: dict[str, Judged], conversations: Sequence[Conversation], scores: Sequence[Scorer], data: str
+) -> dict[str, Any]:
+    """Return the comparison of the models in *judged* as the JSON that reports and tables are made from."""
+    answered = min(len(each.answers) for each in judged.values())
+    asked = list(conversations[:answered])
+    summaries = {
+        score.type_name(): {name: score.summary(asked, each.answers[:answered]) for name, each in judged.items()}
+        for score in (scores if asked else ())
+    }
+    rows = [
+        {
+            "prompt": _shown_prompt(conversation),
+            "reference": conversation.reference(),
+            "answers": {name: each.answers[index] for name, each in judged.items()},
+            "origin": str(conversation.origin),
+            "scores": {
+                s.type_name(): {n: s.score(conversation, each.answers[index]).value for n, each in judged.items()} for s in scores
+            },
+        }
+        for index, conversation in enumerate(asked)
+    ]
+    losses = {name: each.loss for name, each in judged.items() if each.loss is not None}
+    return {
+        "models": list(judged),
+        "scores": summaries,
+        "loss": losses,
+        "perplexity": {name: math.exp(min(loss, 700.0)) for name, loss in losses.items()},
+        "rows": rows,
+        "data": data,
+        "examples": len(conversations),
+    }
+
+
+def _shown_prompt(conversation: Conversation) -> list[dict[str, str]]:
+    if conversation.text is not None:
+        return [{"role": "text", "content": conversation.text}]
+    return [{"role": m.role, "content": m.content} for m in conversation.prompt()]
+
+
+def make_scores(names: Sequence[str]) -> list[Scorer]:
+    """Return scores by name."""
+    from tunesmith.scoring import SCORERS
+
+    return [SCORERS.parse(name) for name in names]
+
+
+def load_contestant(path: str, device: str = "auto") -> Contestant:
+    """Load a run, adapter or model with its tokenizer and template, ready to answer."""
+    import torch
+
+    from tunesmith.engine.model import default_device
+    from tunesmith.models.load import find_model, model_from, tokenizer_from
+    from tunesmith.templates.chat import ChatTemplate
+
+    place = find_model(path)
+    run = _run_folder(path)
+    arguments = run.template_arguments() if run else {}
+    target = default_device(device)
+    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    model = model_from(place, dtype).to(target)  # type: ignore[arg-type]
+    template = ChatTemplate(tokenizer_from(place.tokenizer), "auto", arguments)
+    template.add_stop_ids(model_stop_ids(place, model))
+    return Contestant(model, template)
+
+
+def _run_folder(path: str) -> RunFolder | None:
+    folder = Path(path)
+    return next((run for run in (RunFolder(folder), RunFolder(folder.parent)) if run.is_run), None)
+
+
+def model_stop_ids(place: Any, model: Any) -> list[int]:
+    """Return the tokens at which the model's saved generation settings stop; an adapter's own come first."""
+    from transformers import GenerationConfig
+
+    config = model.generation_config
+    if place.adapter is not None and (place.adapter / "generation_config.json").exists():
+        config = GenerationConfig.from_pretrained(place.adapter)
+    ids = config.eos_token_id
+    return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+
+
+def compare(
+    paths: dict[str, str],
+    conversations: Sequence[Conversation],
+    scores: Sequence[Scorer],
+    generation: Generation,
+    *,
+    answered: int,
+    data: str,
+    seed: int = 0,
+    device: str = "auto",
+    limit: int = 4096,
+    progress: Listener = ignore,
+) -> dict[str, Any]:
+    """Judge each model in *paths* (name -> run, folder or Hub name), one in memory at a time."""
+    from tunesmith.stages import STAGES
+
+    if not conversations:
+        raise UserError("no conversations to evaluate on")
+    stage = STAGES.get("pretrain" if conversations[0].text is not None else "sft")()
+    judged = {}
+    for name, path in paths.items():
+        progress({"kind": "notice", "text": f"loading {name}: {path}"})
+        contestant = load_contestant(path, device)
+        judged[name] = contestant.judge(
+            conversations, stage, generation, limit=limit, answered=answered, seed=seed, progress=progress
+        )
+        del contestant
+    return evaluation_report(judged, conversations, scores, data)
+
+
+def held_out(data: Sequence[str], targets: Sequence[str]) -> tuple[list[Conversation], str]:
+    """Return the conversations to judge on: those in the files *data*, else the held-out ones of the first run named."""
+    from tunesmith.data.read import read_sources
+    from tunesmith.data.source import Source
+    from tunesmith.run.prepare import read_data
+
+    if data:
+        return read_sources([Source(path=path) for path in data], bad_rows="refuse").conversations, ", ".join(data)
+    for target in targets:
+        run = _run_folder(target)
+        if run is not None:
+            conversations = read_data(run.recipe()).validation_conversations
+            if conversations:
+                return conversations, f"held-out data of {run.path}"
+    raise UserError("which data? name a file with --data (none of the models is a run with validation data)")
+
+
+def write_comparison(path: Path, evaluation: dict[str, Any]) -> None:
+    """Write an evaluation as a page (``.html``) or as data (``.json``)."""
+    from tunesmith.core.files import write_json
+    from tunesmith.run.report import write_comparison as write_page
+
+    if path.suffix == ".html":
+        write_page(path, evaluation)
+    elif path.suffix == ".json":
+        write_json(path, evaluation)
+    else:
+        raise UserError(f"{path}: the comparison is written as .html or .json")

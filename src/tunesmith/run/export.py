@@ -1,0 +1,98 @@
+"""Export: a run's result as one model that every tool loads, proved to answer as the run does."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.events import Listener, ignore
+from tunesmith.core.files import whole_folder
+from tunesmith.run.evaluate import load_contestant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunesmith.run.evaluate import Contestant
+
+# short, of several kinds and languages; what they say does not matter, only that both models say the same
+PROBES = (
+    "春风又绿江南岸",
+    "Once upon a time",
+    "请对出下联。\n白日依山尽",
+    "What is the capital of France?",
+    "def add(a, b):",
+    "1 2 3 4",
+)
+_PROBE_TOKENS = 32
+
+
+def export(
+    path: str,
+    target: Path,
+    *,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    listener: Listener = ignore,
+) -> Path:
+    """Merge the run or adapter at *path* into its base and write it to *target* with tokenizer and template.
+
+    ``auto`` keeps the base's type.  The written model is loaded back and must continue the probes with the same
+    greedy tokens; otherwise nothing is left behind and :class:`UserError` says where it differs.
+    """
+    import torch
+
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} is not empty; name a new folder")
+    listener({"kind": "notice", "text": f"loading {path}"})
+    tuned = load_contestant(path, device="cpu")
+    expected = _continuations(tuned)
+    model: Any = tuned.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wanted = inner.config.dtype if dtype == "auto" else getattr(torch, dtype)
+    if hasattr(model, "merge_and_unload"):
+        listener({"kind": "notice", "text": "merging the adapter into the weights"})
+        model = model.merge_and_unload(safe_merge=True)
+    model = model.to(wanted)
+    model.generation_config.eos_token_id = list(tuned.template.stop_ids) or None
+    model.config.use_cache = True
+    with whole_folder(target) as partial:
+        model.save_pretrained(partial)
+        tuned.template.tokenizer.save_pretrained(partial)
+        del model, inner
+        tokenizer, tuned_template = tuned.template.tokenizer, tuned.template
+        del tuned
+        gc.collect()
+        listener({"kind": "notice", "text": "checking that it answers as the run does"})
+        written = load_contestant(str(partial), device="cpu")
+        _check_equal(expected, _continuations(written), tokenizer)
+        assert written.template.stop_ids == tuned_template.stop_ids
+    return target
+
+
+def _probe_prompts(contestant: Contestant) -> list[list[int]]:
+    from tunesmith.data.conversation import Conversation, Message
+
+    template = contestant.template
+    if template.has_chat:
+        return template.prompts([Conversation((Message("user", text),)) for text in PROBES])
+    return template.encode(PROBES)
+
+
+def _continuations(contestant: Contestant) -> list[list[int]]:
+    from tunesmith.generation.sample import answer_all
+
+    contestant.model.eval()
+    # one prompt at a time: filling rows up would round differently and hide nothing
+    prompts = _probe_prompts(contestant)
+    return answer_all(contestant.model, prompts, stop_ids=(), max_new_tokens=_PROBE_TOKENS, batch_size=1)
+
+
+def _check_equal(expected: list[list[int]], found: list[list[int]], tokenizer: Any) -> None:
+    for probe, before, after in zip(PROBES, expected, found, strict=True):
+        if before != after:
+            at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+            raise UserError(
+                f"the merged model differs from the run: after {probe!r} + {at} tokens it writes "
+                f"{tokenizer.decode(after[at : at + 8])!r} instead of {tokenizer.decode(before[at : at + 8])!r}; "
+                "rounding, if the type is short: try --dtype float32"
+            )

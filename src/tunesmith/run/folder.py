@@ -1,0 +1,110 @@
+"""A run's folder: everything that was asked, settled and measured, and all that resuming needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.files import read_jsonl, write_json, write_text
+from tunesmith.recipe.read import recipe_from_values
+
+if TYPE_CHECKING:
+    from tunesmith.core.events import Event
+    from tunesmith.recipe.schema import Recipe
+
+_MEASURED = ("step", "evaluation")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, recipe: Recipe, *, overwrite: bool = False) -> RunFolder:
+        """Make the folder and keep the recipe in it; raise :class:`UserError` rather than mix two runs."""
+        folder = cls(recipe.output)
+        if folder.path.is_file():
+            raise UserError(f"output: {folder.path} is a file; name a folder")
+        if folder.path.is_dir() and any(folder.path.iterdir()):
+            if not folder.is_run:
+                raise UserError(f"output: {folder.path} already holds other files; name a new folder")
+            if not overwrite and folder.has_results:
+                raise UserError(
+                    f"output: {folder.path} already holds a run. Go on with it: tunesmith resume {folder.path}; "
+                    "replace it: add --overwrite; or give another output="
+                )
+            shutil.rmtree(folder.path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        values = recipe.model_dump(mode="json", exclude_defaults=True)
+        write_text(folder.path / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run; raise :class:`UserError` where *path* is none."""
+        folder = cls(path)
+        if not folder.is_run:
+            raise UserError(f"{path} is not a run folder (it has no recipe.yaml)")
+        return folder
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this is the folder of a run."""
+        return (self.path / "recipe.yaml").exists()
+
+    @property
+    def has_results(self) -> bool:
+        """Whether something would be lost with it: a run that failed before its first step holds nothing."""
+        return any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints", "weights"))
+
+    @property
+    def weights(self) -> Path:
+        """Where the result is: adapter or model, with tokenizer and template."""
+        return self.path / "weights"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    def recipe(self) -> Recipe:
+        """Read the recipe the run was started with."""
+        where = str(self.path / "recipe.yaml")
+        return recipe_from_values(yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8")), where)
+
+    def template_arguments(self) -> dict[str, Any]:
+        """Return the template arguments of the run's recipe, without checking the rest of it."""
+        values = yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8"))
+        template = values.get("template") or {}
+        return dict(template.get("arguments") or {}) if isinstance(template, dict) else {}
+
+    def write(self, name: str, value: Any) -> None:
+        """Write *value* as JSON under *name*."""
+        write_json(self.path / name, value)
+
+    def read(self, name: str) -> Any:
+        """Read the JSON under *name*; None where there is none yet."""
+        path = self.path / name
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+    def record(self, event: Event) -> None:
+        """Append *event* to the run's log; measurements go to ``metrics.jsonl``, the rest to ``events.jsonl``."""
+        measured = event["kind"] in _MEASURED
+        line = event if measured else {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **event}
+        with (self.path / ("metrics.jsonl" if measured else "events.jsonl")).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was measured after *step*: a resumed run measures it again."""
+        path = self.path / "metrics.jsonl"
+        kept = [m for m in read_jsonl(path) if m["step"] <= step]
+        write_text(path, "".join(json.dumps(m, ensure_ascii=False) + "\n" for m in kept))

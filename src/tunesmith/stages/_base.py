@@ -1,0 +1,48 @@
+"""The contract of a training stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tunesmith.core.registry import Spec
+from tunesmith.engine.example import Example
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from tunesmith.data.conversation import Conversation
+    from tunesmith.engine.pack import Pack
+    from tunesmith.templates.chat import ChatTemplate
+
+__all__ = ["Example", "Loss", "Stage"]
+
+
+class Loss(NamedTuple):
+    """What a pass adds to the step: the number to minimise, still to be divided by the step's size."""
+
+    total: Tensor
+    """Sum over the pass, a scalar."""
+
+    parts: dict[str, float]
+    """Sums worth logging beside it."""
+
+
+class Stage(Spec):
+    """Turns conversations into examples, and the log-probabilities of a pack into a loss."""
+
+    def examples(self, conversations: Sequence[Conversation], template: ChatTemplate, limit: int) -> list[list[Example]]:
+        """Return the examples of each conversation, not yet cut to *limit* tokens (given for stages that split).
+
+        Raises :class:`tunesmith.core.errors.DataError` that names every conversation the stage cannot use.
+        """
+        raise NotImplementedError
+
+    def size(self, examples: Sequence[Example]) -> float:
+        """Return what the loss of an optimizer step over *examples* is divided by."""
+        raise NotImplementedError
+
+    def loss(self, log_probabilities: Tensor, pack: Pack) -> Loss:
+        """Return the summed loss of *pack*; ``log_probabilities`` is ``[m]``, one for each of its predictions."""
+        raise NotImplementedError
