@@ -183,6 +183,10 @@ def test_a_json_list_in_a_json_lines_file_is_read(write):
     assert values(write("a.jsonl", CONTENTS["a.json"])) == ROWS
 
 
+def test_white_space_around_the_names_in_a_header_does_not_count(write):
+    assert values(write("a.csv", "question , answer\n上联, 下联\n")) == [{"question": "上联", "answer": " 下联"}]
+
+
 # --- rows that are bad
 
 
@@ -193,7 +197,7 @@ def test_a_broken_line_is_a_bad_row_and_the_others_are_read(write):
     assert (first.values, last.values) == ({"text": "a"}, {"text": "c"})
     assert isinstance(broken, BadRow)
     assert f"{path}:2: not JSON at column 14: " in str(broken)
-    assert f"{path}:3: found a list of 1; each row must be an object" == str(list_)
+    assert str(list_) == f"{path}:3: found a list of 1; each row must be an object"
 
 
 def test_a_row_with_a_cell_too_many_is_bad(write):

@@ -96,9 +96,9 @@ def test_long_values_are_shortened():
 
 
 def test_half_an_emoji_is_refused():
-    assert error(
-        "alpaca", instruction="上联", output="下联\ud83d"
-    ) == r"output: character 3 is half a character (\ud83d)"
+    assert (
+        error("alpaca", instruction="上联", output="下联\ud83d") == r"output: character 3 is half a character (\ud83d)"
+    )
 
 
 # --- openai
@@ -193,8 +193,8 @@ ANSWER = {"role": "assistant", "content": "下联"}
         ),
         (
             [ASK, ANSWER | {"role": "asistant"}],
-            'messages[1].role: found the text "asistant"; must be one of system, developer, user, assistant, tool, function '
-            "(did you mean 'assistant'?)",
+            'messages[1].role: found the text "asistant"; must be one of system, developer, user, assistant, tool, '
+            "function (did you mean 'assistant'?)",
         ),
         ([ASK, {"role": "assistant"}], "messages[1].content: found null; must be text"),
         ([ASK, ANSWER | {"content": ""}], "messages[1].content: is empty; there must be text"),
@@ -216,12 +216,13 @@ ANSWER = {"role": "assistant", "content": "下联"}
         ),
         (
             [ASK, ANSWER | {"tool_calls": [{"name": "rhymes", "arguments": "{"}]}],
-            'messages[1].tool_calls[0].arguments: found the text "{", which is not JSON: Expecting property name enclosed in '
-            "double quotes: line 1 column 2 (char 1)",
+            'messages[1].tool_calls[0].arguments: found the text "{", which is not JSON: '
+            "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
         ),
         (
             [{"from": "human", "value": "上联"}],
-            "messages[0].role: is missing; the turn has from, value, which is the sharegpt format: set format: sharegpt",
+            "messages[0].role: is missing; the turn has from, value; "
+            "it is sharegpt's: set format: sharegpt and columns: {conversations: messages}",
         ),
     ],
 )
@@ -289,10 +290,11 @@ def test_sharegpt_joins_a_function_call_to_the_turn_before_it():
             'conversations[0].from: found the text "humam"; must be one of human, user, gpt, assistant, model, system, '
             "observation, tool, function_call (did you mean 'human'?)",
         ),
-        ([{"from": "human"}], "conversations[0].value: is missing; the turn is an object with from"),
+        ([{"from": "human"}], "conversations[0].value: is missing; the turn has from"),
         (
             [{"role": "user", "content": "上联"}],
-            "conversations[0].from: is missing; the turn is an object with role, content",
+            "conversations[0].from: is missing; the turn has role, content; "
+            "it is openai's: set format: openai and columns: {messages: conversations}",
         ),
         (
             [{"from": "human", "value": "上联"}],
@@ -301,7 +303,8 @@ def test_sharegpt_joins_a_function_call_to_the_turn_before_it():
         ([{"from": "human", "value": ""}], "conversations[0].value: is empty; there must be text"),
         (
             [{"from": "human", "value": "上联"}, {"from": "function_call", "value": "rhymes(东)"}],
-            'conversations[1].value: found the text "rhymes(东)", which is not JSON: Expecting value: line 1 column 1 (char 0)',
+            'conversations[1].value: found the text "rhymes(东)", which is not JSON: '
+            "Expecting value: line 1 column 1 (char 0)",
         ),
     ],
 )
@@ -381,3 +384,23 @@ def test_turns_in_an_odd_column_are_recognised(turn, ours):
 def test_preference_data_is_not_taken_for_answers_to_learn(row):
     with pytest.raises(DataError, match="looks like preference data, which comes with a later version"):
         detect_format([row])
+
+
+def test_pictures_are_not_dropped_in_silence():
+    with pytest.raises(
+        DataError, match="found columns images: this version reads text only\n    hint: to learn the text"
+    ):
+        detect_format([{"messages": [], "images": ["a.png"]}])
+
+
+def test_a_template_sees_everything_that_a_message_says():
+    result = Message("tool", "东", name="rhymes", tool_call_id="c1")
+    calling = Message("assistant", "", "想", (CALL,))
+
+    assert result.as_template_input() == {"role": "tool", "content": "东", "name": "rhymes", "tool_call_id": "c1"}
+    assert calling.as_template_input() == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "想",
+        "tool_calls": [CALL],
+    }

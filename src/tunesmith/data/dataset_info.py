@@ -137,8 +137,9 @@ def _check(entry: _Entry) -> Iterator[str]:
             yield f"{key}: no such key{close}"
     if entry.ranking or columns.chosen or columns.rejected or columns.kto_tag:
         yield "is preference data (ranking, chosen, rejected or kto_tag), which comes with a later version"
-    if media := [name for name in ("images", "videos", "audios") if getattr(columns, name)]:
-        yield f"has the columns {names(media)}; this version reads text only"
+    media = {"images": columns.images, "videos": columns.videos, "audios": columns.audios}
+    if found := [name for name, column in media.items() if column]:
+        yield f"has the columns {names(found)}; this version reads text only"
     yield from _check_place(entry)
     yield from _CHECKS[entry.formatting](entry)
 

@@ -33,7 +33,7 @@ class Source(Block):
     """Rows to read: a path is enough where columns are named as usual."""
 
     path: Annotated[str, Field(min_length=1)]
-    """File (.jsonl, .json, .csv, .tsv, .txt, .parquet), folder of such files, or a data set on the Hub (owner/name)."""
+    """File (.jsonl, .json, .csv, .tsv, .txt, .parquet), folder of such files, or a data set of the Hub (owner/name)."""
 
     format: Annotated[SerializeAsAny[Format] | Literal["auto"], BeforeValidator(_parse_format)] = "auto"
     """How a row becomes a conversation; ``auto`` finds it from the columns."""
@@ -63,9 +63,8 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _dataset_says_the_rest(self) -> Self:
-        said = [name for name in ("columns", "subset", "folder") if getattr(self, name)]
-        said += ["format"] if self.format != "auto" else []
-        said += ["split"] if self.split != "train" else []
+        usual: dict[str, object] = {"format": "auto", "columns": {}, "split": "train", "subset": None, "folder": None}
+        said = [name for name, value in self if name in usual and value != usual[name]]
         if self.dataset and said:
             raise ValueError(f"dataset_info.json says {names(said)} for dataset {self.dataset!r}; remove them here")
         return self
@@ -110,6 +109,7 @@ def settle_source(source: Source, at: str, where: str = "", *, use_hub: bool = T
     """
 
     def problem(key: str, error: object) -> Problem:
+        # Data errors write their hint as a problem does when it is printed.
         message, _, hint = str(error).partition("\n    hint: ")
         return Problem(f"{at}.{key}" if at else key, message, where, hint)
 
@@ -123,7 +123,9 @@ def settle_source(source: Source, at: str, where: str = "", *, use_hub: bool = T
         head = _read_head(parts)
     except DataError as error:
         raise RecipeError([*problems, problem("path", error)]) from error
-    problems += [problem(key, message) for key, message in _check_columns(described, head)]
+    told = {found.path for found in problems}
+    missing = [problem(key, message) for key, message in _check_columns(described, head)]
+    problems += [found for found in missing if found.path not in told]
     if problems:
         raise RecipeError(problems)
     if not parts:
@@ -171,8 +173,8 @@ def _check_settings(source: Source) -> Iterator[tuple[str, str]]:
     known = list(dict.fromkeys(column for format_ in formats for column in format_.columns))
     for column in source.columns:
         if column not in known:
-            meant = " (it is written our column: the file's column)" if source.columns[column] in known else ""
-            yield f"columns.{column}", f"no such column{suggest(column, known)}; have {names(known)}{meant}"
+            order = "; it is written {our column: the file's column}" if source.columns[column] in known else ""
+            yield f"columns.{column}", f"no such column{suggest(column, known)}; have {names(known)}{order}"
 
 
 def _find_parts(source: Source, use_hub: bool) -> tuple[list[Part], list[str]]:
@@ -204,10 +206,8 @@ def _check_columns(source: Source, head: Sequence[Record]) -> Iterator[tuple[str
     found = list(dict.fromkeys(column for record in head for column in record.values))
     for ours, theirs in source.columns.items():
         if head and theirs is not None and theirs not in found:
-            yield (
-                f"columns.{ours}",
-                f"{source.path} has no column {theirs!r}{suggest(theirs, found)}; have {names(found)}",
-            )
+            close = suggest(theirs, found)
+            yield f"columns.{ours}", f"no column {theirs!r} in the first rows{close}; {source.path} has {names(found)}"
 
 
 def _choose_format(source: Source, head: Sequence[Record], why: str) -> tuple[Format, str]:
@@ -223,7 +223,8 @@ def _choose_format(source: Source, head: Sequence[Record], why: str) -> tuple[Fo
 
 def _explain_bad_head(rows: Sequence[object]) -> str:
     shown = "".join(f"\n    {row}" for row in rows[:_SHOWN])
-    return f"none of the first {len(rows)} rows can be read{':' if len(rows) <= _SHOWN else '; they begin:'}{shown}"
+    more = f"\n    … and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return f"none of the first {len(rows)} rows can be read:{shown}{more}"
 
 
 def _rename(values: dict[str, Any], columns: Mapping[str, str | None]) -> dict[str, Any]:
@@ -231,8 +232,8 @@ def _rename(values: dict[str, Any], columns: Mapping[str, str | None]) -> dict[s
     if not columns:
         return values
     renamed = dict(values)
-    for theirs in filter(None, columns.values()):
-        renamed.pop(theirs, None)
+    for column in filter(None, columns.values()):
+        renamed.pop(column, None)
     for ours, theirs in columns.items():
         if theirs is not None and theirs in values:
             renamed[ours] = values[theirs]

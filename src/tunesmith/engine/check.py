@@ -37,18 +37,24 @@ def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout,
         if model.separate_head and (far := _distance(model, few, "padded", accelerator.device, expected)) > tolerance:
             model.separate_head = False
             notices.append(f"the model does more with its logits than its head says (off by {far:.1e}): logits computed whole")
-        for layout in dict.fromkeys((wanted, "padded")):
+        layout = wanted
+        far = _distance(model, few, layout, accelerator.device, expected)
+        if far > tolerance and layout != "padded" and model.segments:
+            model.use_dense_attention()
+            notices.append(f"segment-wise attention does not fit this model ({_off(far)}): masked attention instead")
             far = _distance(model, few, layout, accelerator.device, expected)
-            if far <= tolerance:
-                break
-            notices.append(
-                f"layout {layout} disagrees with one sequence a row (log-probabilities off by {far:.1e}), as in models "
-                "whose layers cannot be masked: falling back to padded"
-                if layout != "padded"
-                else f"padded rows disagree with single sequences by {far:.1e}: this model mixes what it should not"
-            )
+        if far > tolerance and layout != "padded":
+            notices.append(f"layout {layout} does not fit this model, whose layers cannot be masked ({_off(far)}): padded instead")
+            layout = "padded"
+            far = _distance(model, few, layout, accelerator.device, expected)
+        if far > tolerance:
+            notices.append(f"padded rows differ from single sequences ({_off(far)}): this model mixes what it should not")
     model.train()
     return layout, notices
+
+
+def _off(far: float) -> str:
+    return "it refuses the mask" if far == float("inf") else f"log-probabilities off by {far:.1e}"
 
 
 def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> dict[int, list[Tensor]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from tunesmith.engine.attention import dense_masks, row_mask
+from tunesmith.engine.attention import dense_masks, forest_masks, row_mask, use_forest_attention
 from tunesmith.engine.losses import log_probabilities
 
 if TYPE_CHECKING:
@@ -33,12 +33,20 @@ class PackModel(nn.Module):
         config = base.config.get_text_config()
         self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        own_attention = base.config._attn_implementation
+        self.segments = base.device.type == "cpu" and use_forest_attention(base)
+        self._own_attention = own_attention
         self.separate_head = base.base_model is not base and base.get_output_embeddings() is not None
 
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model inside."""
         return self._base[0]
+
+    def use_dense_attention(self) -> None:
+        """Go back to the model's own attention with a mask over all pairs: slower, and every layer understands it."""
+        self.segments = False
+        self.base.set_attn_implementation(self._own_attention)
 
     def forward(self, tokens: Tensor, depth: Tensor, reach: Tensor, source: Tensor, target: Tensor, width: int) -> Tensor:
         """Return ``[M]`` float32: the log-probability of each *target* at its *source*."""
@@ -53,7 +61,8 @@ class PackModel(nn.Module):
     def _run(self, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int) -> Any:
         if width:
             return module(input_ids=tokens.view(-1, width), attention_mask=row_mask(reach, width), use_cache=False)
-        masks = dense_masks(depth, reach, self.base.config.get_text_config())
+        config = self.base.config.get_text_config()
+        masks = forest_masks(depth, reach, config) if self.segments else dense_masks(depth, reach, config, self.base.dtype)
         return module(input_ids=tokens[None], position_ids=depth[None], attention_mask=masks, use_cache=False)
 
 

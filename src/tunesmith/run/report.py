@@ -44,7 +44,6 @@ UNCHARTED = {"kind", "step", "epoch", "loss", "seconds", "tokens", "tokens_fed",
 class RunRecord:
     """What a run's folder holds; a file that is not there is empty, one that cannot be read is a problem."""
 
-    path: Path
     recipe: str
     plan: dict[str, Any]
     manifest: dict[str, Any]
@@ -104,7 +103,6 @@ def read_run(folder: Path) -> RunRecord:
     metrics = read_lines(folder / "metrics.jsonl", problems)
     recipe = folder / "recipe.yaml"
     return RunRecord(
-        path=folder,
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.exists() else "",
         plan=read_object(folder / "plan.json", problems),
         manifest=read_object(folder / "manifest.json", problems),
@@ -119,11 +117,17 @@ def read_run(folder: Path) -> RunRecord:
 
 def read_object(path: Path, problems: list[Text]) -> dict[str, Any]:
     """Return the JSON object in *path*, empty if there is no file; add to *problems* what cannot be read."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except ValueError as error:
-        problems.append(Text(f"{path.name} cannot be read: {error}", f"无法读取 {path.name}：{error}"))
+    if not path.exists():
         return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problems.append(unreadable(path, str(error)))
+        return {}
+    if isinstance(value, dict):
+        return value
+    problems.append(unreadable(path, f"it holds a {type(value).__name__} instead of an object"))
+    return {}
 
 
 def read_lines(path: Path, problems: list[Text]) -> list[dict[str, Any]]:
@@ -131,8 +135,13 @@ def read_lines(path: Path, problems: list[Text]) -> list[dict[str, Any]]:
     try:
         return read_jsonl(path)
     except ValueError as error:
-        problems.append(Text(f"{path.name} cannot be read: {error}", f"无法读取 {path.name}：{error}"))
+        problems.append(unreadable(path, str(error)))
         return []
+
+
+def unreadable(path: Path, why: str) -> Text:
+    """Say that a file is there but is of no use."""
+    return Text(f"{path.name} cannot be read: {why}", f"无法读取 {path.name}：{why}")
 
 
 def latest_by_step(metrics: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

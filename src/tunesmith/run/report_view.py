@@ -52,7 +52,7 @@ class Comparison:
     measures: tuple[Measure, ...]
     headline: tuple[Measure, ...]
     tally: Text
-    examples: str
+    basis: Text
     data: str
     rows: tuple[Mapping[str, Any], ...]
 
@@ -117,10 +117,24 @@ def view_comparison(evaluation: Mapping[str, Any]) -> Comparison:
         measures=(*held_out, *scores),
         headline=tuple(counted[:3]),
         tally=tally(counted, models),
-        examples=write_count(evaluation.get("examples") or len(rows)),
+        basis=basis(evaluation),
         data=str(evaluation.get("data") or ""),
         rows=rows,
     )
+
+
+def basis(evaluation: Mapping[str, Any]) -> Text:
+    """Say on how much the numbers rest: the loss on all examples, the scores on those that were answered."""
+    rows = write_count(len(evaluation.get("rows", ())))
+    examples = write_count(evaluation.get("examples") or 0)
+    en, zh = [], []
+    if evaluation.get("loss"):
+        en.append(f"Held-out loss: mean over {examples} examples.")
+        zh.append(f"留出集损失：{examples} 个样本的平均。")
+    if evaluation.get("scores"):
+        en.append(f"Scores: {rows} answers; differences in points, ± their 95% margin (paired by answer).")
+        zh.append(f"分数：{rows} 个回答；差值单位为百分点，± 为 95% 误差范围（按回答配对）。")
+    return Text(" ".join(en), "".join(zh))
 
 
 def compare(name: Text, numbers: Sequence[float | None]) -> Measure:
@@ -155,12 +169,12 @@ def compare_scores(name: str, numbers: Sequence[float | None], margin: float | N
 def chance(rows: Sequence[Mapping[str, Any]], name: str, models: Sequence[str]) -> float | None:
     """Return the 95% margin of the mean difference between the last model's score and the first's, paired by row.
 
-    ``None`` where fewer than two rows carry both scores.
+    ``None`` where no row carries both scores; 1, the widest there is, where only one does.
     """
     pairs = [[row.get("scores", {}).get(name, {}).get(model) for model in (models[0], models[-1])] for row in rows]
     gains: list[float] = [last - first for first, last in pairs if is_number(first) and is_number(last)]
     if len(gains) < 2:
-        return None
+        return 1.0 if gains else None
     # The correction for continuity keeps a handful of equal rows from looking certain.
     return 1.96 * stdev(gains) / math.sqrt(len(gains)) + 1 / len(gains)
 
@@ -210,7 +224,7 @@ def training_cards(steps: Sequence[Mapping[str, Any]]) -> Iterator[Card]:
         yield Card(
             Text("optimizer steps", "优化步数"),
             write_count(steps[-1]["step"]),
-            Text(f"{epochs} epochs", f"{epochs} 轮"),
+            Text(f"{epochs} epoch{'' if epochs == '1' else 's'}", f"{epochs} 轮"),
         )
     if seconds := sum(step.get("seconds") or 0.0 for step in steps):
         tokens = write_count(sum(step.get("trained_tokens") or 0 for step in steps))
@@ -325,7 +339,10 @@ def overfitting(evaluations: Sequence[Mapping[str, Any]]) -> list[Text]:
 
 def write_number(value: float) -> str:
     """Return *value* with the digits that a loss or perplexity deserves."""
-    return f"{value:.2f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+    for most, form in ((0.1, ".3g"), (100, ".2f"), (10_000, ".1f"), (1e7, ",.0f")):
+        if abs(value) < most and value:
+            return f"{value:{form}}"
+    return f"{value:.2e}" if value else "0.00"
 
 
 def write_share(value: float) -> str:

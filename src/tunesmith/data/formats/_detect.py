@@ -7,6 +7,8 @@ from tunesmith.core.errors import DataError
 from tunesmith.data.describe import names
 from tunesmith.data.formats import FORMATS, Format
 
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
 
 def detect_format(rows: Sequence[Mapping[str, Any]]) -> tuple[Format, str]:
     """Return the one format that some of *rows* match, and why; raise :class:`DataError` for none or several."""
@@ -15,6 +17,10 @@ def detect_format(rows: Sequence[Mapping[str, Any]]) -> tuple[Format, str]:
         raise DataError(
             f"found columns {names(found)}: this looks like preference data, which comes with a later version"
             "\n    hint: to learn one of the answers, set format and columns"
+        )
+    if media := [column for column in found if column in _MEDIA and any(values.get(column) for values in rows)]:
+        raise DataError(
+            f"found columns {names(media)}: this version reads text only\n    hint: to learn the text alone, set format"
         )
     formats = [FORMATS.get(name) for name in FORMATS.names()]
     matching = [format_ for format_ in formats if any(format_.matches(values) for values in rows)]
@@ -29,8 +35,8 @@ def detect_format(rows: Sequence[Mapping[str, Any]]) -> tuple[Format, str]:
 
 
 def _is_preference(values: Mapping[str, Any]) -> bool:
-    labels = (values.get("label"), values.get("kto_tag"))
-    return {"chosen", "rejected"} <= values.keys() or any(isinstance(label, bool) for label in labels)
+    ends = {word for word in ("chosen", "rejected") for column in values if column.startswith(word)}
+    return len(ends) == 2 or any(isinstance(values.get(column), bool) for column in ("label", "kto_tag"))
 
 
 def _advise(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -138,10 +138,9 @@ def _read_message(value: Any, place: str) -> Message:
     if not isinstance(value, dict):
         raise RowError(place, f"found {describe(value)}; must be an object with role and content")
     if "role" not in value and "from" in value:
-        raise RowError(
-            f"{place}.role",
-            f"is missing; the turn has {names(value)}, which is the sharegpt format: set format: sharegpt",
-        )
+        column = place.partition("[")[0]
+        hint = f"it is sharegpt's: set format: sharegpt and columns: {{conversations: {column}}}"
+        raise RowError(f"{place}.role", f"is missing; the turn has {names(value)}; {hint}")
     role = _ROLES.get(str(value.get("role")))
     if role is None:
         raise unknown_role(value.get("role"), f"{place}.role", list(_ROLES))

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from tunesmith.data.conversation import Conversation, Message, Record, RowError
-from tunesmith.data.describe import describe
+from tunesmith.data.describe import describe, names
 from tunesmith.data.formats._base import Format
 from tunesmith.data.formats._turns import (
     SHARED_COLUMNS,
@@ -93,7 +93,10 @@ class ShareGPT(Format):
             )
         for key in (self.role_tag, self.content_tag):
             if key not in turn:
-                raise RowError(f"{place}.{key}", f"is missing; the turn is {describe(turn)}")
+                hint = "; it is openai's: set format: openai and columns: {messages: conversations}"
+                raise RowError(
+                    f"{place}.{key}", f"is missing; the turn has {names(turn)}{hint if 'role' in turn else ''}"
+                )
         tag, content = turn[self.role_tag], turn[self.content_tag]
         place_of_content = f"{place}.{self.content_tag}"
         match self._tags.get(tag) if isinstance(tag, str) else None:

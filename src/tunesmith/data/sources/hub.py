@@ -38,7 +38,7 @@ class HubData:
 def is_hub_name(path: str, endings: frozenset[str]) -> bool:
     """Say whether *path*, which is no local file, is the name of a data set (owner/name) rather than a slip."""
     local = Path(path)
-    if not _NAME.fullmatch(path) or local.suffix.lower() in endings:
+    if not _NAME.fullmatch(path) or any(suffix.lower() in endings for suffix in local.suffixes):
         return False
     # "data/trian" beside "data/train" is a slip; "openai/gsm8k" beside a folder "openai" need not be one.
     siblings = [file.name for file in local.parent.iterdir()] if local.parent.is_dir() else []

@@ -68,7 +68,7 @@ def _read_cells(path: Path, delimiter: str) -> Iterator[Record | BadRow]:
                 continue
             origin = Origin(str(path), line)
             if not header:
-                header = _check_header(cells, delimiter, origin)
+                header = _check_header([cell.strip() for cell in cells], delimiter, origin)
             elif len(cells) == len(header):
                 yield Record(dict(zip(header, cells, strict=True)), origin)
             else:

@@ -158,7 +158,7 @@ def write_prose(random: Random) -> str:
 
 
 def write_primer(random: Random) -> str:
-    """Return words and their answers as children learn them: 云对雨，雪对风，晚照对晴空。"""
+    """Return words and their answers as children learn them (声律启蒙): 云对雨，雪对风，晚照对晴空."""
     short = random.sample(LEXICON["first_words"], 2)
     long = [random.choice(LEXICON[group]) for group in random.sample(TWO_CHARACTER_GROUPS, 3)]
     first, second, third, fourth, fifth = (f"{pair.oblique}对{pair.level}" for pair in (*short, *long))

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
+from math import prod
 from random import Random
 
 from tunesmith.core.errors import UserError
@@ -63,6 +64,8 @@ SEVEN_CHARACTERS = (
     "measure_cup wine_poem invite friend:平仄",  # 一壶浊酒邀明月，半卷新诗寄故人
     "measure_cup wine_poem toast enjoyed:仄仄",
     "often festive announce festival",
+    "where_plant doubled_land land_end",  # 溪边碧草青青路，陌上垂杨袅袅堤
+    "lately doubled_water water_end",
     "doubled veil place",  # 轻烟淡淡迷芳草，细雨蒙蒙锁绿杨
     "lately spring_wind flower_leaf colour:仄仄",  # 昨夜东风杨柳绿，今朝细雨杏花红
     "where_plant spring_wind flower_leaf colour:仄仄",
@@ -113,7 +116,7 @@ def read_pattern(text: str) -> list[Pattern]:
     return found
 
 
-PATTERNS = tuple(pattern for text in FIVE_CHARACTERS + SEVEN_CHARACTERS for pattern in read_pattern(text))
+PATTERNS = [pattern for text in FIVE_CHARACTERS + SEVEN_CHARACTERS for pattern in read_pattern(text)]
 
 
 def compose(pattern: Pattern, random: Random) -> Couplet | None:
@@ -132,10 +135,14 @@ def compose(pattern: Pattern, random: Random) -> Couplet | None:
 
 def stream_couplets(random: Random) -> Iterator[Couplet]:
     """Yield couplets of which no line occurs twice; raise :class:`UserError` when nothing new can be found."""
+    # By its square root a pattern with many words comes up more often, and one with few is not soon used up.
+    weights = [prod(len(LEXICON[name]) for name, _ in pattern.groups) ** 0.5 for pattern in PATTERNS]
+    cumulative_weights = list(accumulate(weights))
     seen: set[str] = set()
     num_found = num_failures = 0
     while num_failures < MOST_FAILURES:
-        couplet = compose(random.choice(PATTERNS), random)
+        (pattern,) = random.choices(PATTERNS, cum_weights=cumulative_weights)
+        couplet = compose(pattern, random)
         if couplet is None or couplet.upper in seen or couplet.lower in seen:
             num_failures += 1
             continue

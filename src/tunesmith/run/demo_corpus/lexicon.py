@@ -2,7 +2,7 @@
 
 A group is written ``level/oblique level/oblique,oblique``: the word before the stroke ends in a level tone (平), every
 word after it in an oblique one (仄), by the old rhyme books, and at the end of a line by modern Mandarin too.  Either
-side may open the couplet; which one does is decided by the tones that the place in the line asks for.
+may stand in the upper line; the tone that its place in the line asks for decides which one does.
 
 A group whose name ends in ``:平仄`` or ``:仄仄`` closes a line: those are the last two tones of the upper line, and the
 lower line has their opposites.
@@ -40,13 +40,13 @@ GROUPS: dict[str, str] = {
     "断桥/荒渡 柳堤/花径 画桥/烟柳,流水 海天/江岸",
     "shore:仄仄": "花溪/柳岸 青山/绿野,绿水 青天/碧海 平川/翠岭 长桥/古渡 晴川/旷野 平沙/远浦 芳洲/野渡 荷塘/柳岸 "
     "江村/野寺 平湖/远岫 山村/水岸 层峦/叠嶂",
-    "water_end:平仄": "堤/岸 洲/渚 桥/渡 亭/渡 江/浦,岸",
     "indoor:平仄": "小楼/深院 小窗/孤枕,幽户 客船/孤枕,山寺 画堂/罗幕 竹帘/书案 水亭/山寺 客舟/禅院 画帘/书幌 "
     "竹篱/茅舍 画楼/庭院 晓窗/清梦",
     "indoor:仄仄": "寒窗/旅梦,客枕 疏帘/小院 珠帘/翠幕 渔舟/客枕 雕栏/绣户 江亭/野寺 空庭/静夜,静院 孤舟/古寺 "
     "松窗/竹榻 朱门/碧瓦 兰舟/画舫 茅檐/柳巷 晴窗/午梦",
     "building": "江亭/古寺,野寺 高楼/古寺,小院 柴门/竹院 孤城/古渡 书斋/静院,画舫 茅檐/竹院 渔村/野店 兰舟/画舫 "
     "山亭/水榭 禅房/道观 朱楼/绣户 西窗/北院",
+    "water_end:平仄": "堤/岸 洲/渚 桥/渡 亭/渡 江/浦,岸",
     "land_end:平仄": "村/路,径 溪/径,路 山/寺 楼/院 亭/径 堤/路",
     # Where: a place and a side of it.
     "where_wood": "花间/柳外,叶底 林间/竹外 枝头/叶底 篱边/舍后 松间/竹里 村东/舍北 门前/屋后 檐前/树下 堤边/陌上 "
@@ -56,8 +56,7 @@ GROUPS: dict[str, str] = {
     "门前/屋后 桥边/渡口 池边/槛外 林间/竹外 阶前/砌下 城南/岭北",
     "where_person": "松间/石上 江边/岭上 山中/水上 溪边/竹下 花间/柳下 窗前/竹下 楼头/陌上 桥边/渡口 亭中/竹里 "
     "林间/石上 庭前/槛外 湖边/岭上 城南/舍北",
-    "where_light": "江边/岭上 楼头/陌上 城头/塞外,海上 天边/海上 湖边/岭上 林间/竹外 桥边/渡口 山前/水畔 关前/塞外 "
-    "溪边/岸上",
+    "where_light": "江边/岭上 楼头/陌上 城头/海上 天边/海上 湖边/岭上 林间/竹外 桥边/渡口 山前/水畔 溪边/岸上",
     "where_sound": "窗前/槛外 楼头/槛外 庭前/户外 门前/户外 溪边/竹外 楼前/院外 桥边/岸上",
     "where_study": "窗前/案上 灯前/案上 斋中/案上 庭前/座上 楼头/座上 轩中/几上",
     "where_frontier": "城头/塞外 关前/塞外,漠北 沙场/漠北 边关/塞外 营前/塞上",
@@ -70,7 +69,8 @@ GROUPS: dict[str, str] = {
     "often": "家家/处处 年年/岁岁,处处 时时/处处 村村/户户 朝朝/日日",
     "season": "春来/秋到 春回/秋至",
     "season_bird": "春来/秋去 春归/秋去 春回/秋尽",
-    # How many: the level measure counts waters (or cups), the oblique one mountains (or scrolls).
+    # How many.  Next to each other, words take turns in ending level and oblique: the level measure of waters stands
+    # before an oblique water, the oblique measure of mountains before a level mountain; cups and scrolls likewise.
     "measure": "一江/万里,两岸 一川/两岸,四面 一溪/四面,几点 一湾/两岸,万点 千江/万里 半江/两岸,几点",
     "measure_cup": "一壶/半卷,几卷 三杯/万卷,半卷 千杯/数卷,万卷 一杯/几卷",
     "counted_land": "千山/万里,万水 千峰/万壑,万里 一江/两岸 一川/四野 三江/五岳 千林/万里 千村/四野 半山/一水 "
@@ -78,8 +78,8 @@ GROUPS: dict[str, str] = {
     # Flowers, trees and grasses.
     "spring_flower": "桃花/杏蕊,李蕊 梨花/杏蕊 杏花/桃蕊,李蕊 海棠/芍药 山花/野蕊 蔷薇/芍药 繁花/嫩蕊 娇花/嫩蕊",
     "flower_leaf": "杏花/杨柳,垂柳 野花/芳草,芳树 小桃/垂柳,新柳 海棠/芳草,杨柳 杜鹃/芳草,芳树 绛桃/新柳,烟柳",
-    "plant": "红梅/翠柳,绿柳 幽兰/野菊,翠竹 苍松/翠柏,翠竹 垂杨/细草 黄花/碧草,绿柳 丹枫/老桂 新荷/嫩柳,嫩竹 "
-    "海棠/芍药 山花/岸柳 青松/绿竹 疏桐/老柳 青梅/紫杏 寒梅/瘦竹 桃花/杨柳 红莲/翠竹,碧草 芙蓉/芍药",
+    "plant": "红梅/翠柳,绿柳 幽兰/野菊,翠竹 苍松/翠柏,翠竹 垂杨/细草 黄花/碧草,绿柳 丹枫/老桂 新桃/嫩柳,嫩竹 "
+    "海棠/芍药 山花/岸柳 青松/绿竹 疏桐/老柳 青梅/紫杏 寒梅/瘦竹 桃花/杨柳 红榴/翠竹,碧草 芙蓉/芍药",
     "season_plant": "丹枫/绿柳,翠柳 黄花/嫩草,碧草 芙蓉/芍药 霜枫/烟柳 寒花/嫩柳 残荷/碧草,嫩柳 疏桐/绿柳",
     "spring_leaf:仄仄": "红花/翠柳,绿柳 娇花/弱柳 青山/绿水 苍苔/嫩叶 桃花/柳絮 山花/岸柳,岸草 溪花/岸柳 闲花/野草 "
     "新桃/老柳 幽兰/翠蔓 新苗/麦穗 梨花/柳叶 新芽/浅草",
@@ -126,20 +126,21 @@ GROUPS: dict[str, str] = {
     "wine_poem": "新诗/浊酒,美酒 诗书/老酒 奇书/美酒,玉液 华章/玉液,美酒 清词/绿酒,浊酒 佳文/老酒",
     "feeling:平仄": "雅怀/幽趣 道心/春意,幽趣 逸情/诗意,佳趣 古风/禅意 远怀/清梦",
     "feeling:仄仄": "幽情/雅趣,逸趣 诗情/逸趣,画意 禅心/古韵,雅趣 闲情/野趣,雅韵 春心/画意 清欢/古意",
-    # Wind, rain and mist; in the first three groups the level word blows and the oblique one wets.
+    # Wind, which is level here, and rain or dew, which is oblique: one blows and the other wets.
     "spring_wind": "东风/细雨 春风/夜雨,好雨 和风/好雨,细雨 微风/小雨,细雨 熏风/小雨",
     "autumn_wind": "秋风/暮雨,冷露 寒风/冷雨,冷露 金风/玉露 凉风/骤雨,夜雨 西风/晚雨,暮雨",
+    # The frontier.
     "frontier": "孤烟/落日 西风/朔雪,皓月 寒云/朔雪,冷月 征鸿/战马,铁马 旌旗/战马,铁马 狼烟/落日,战马 悲风/冷月 "
     "残阳/塞雁,铁马",
     "frontier_place:平仄": "古城/荒漠,边野 戍楼/关隘,荒野 大荒/边野 雪山/沙碛,荒漠 乱山/荒碛,关隘",
-    "frontier_place:仄仄": "边城/大漠 长城/古道,大漠 长河/雪岭,大漠 冰河/雪岭 黄沙/古戍 阴山/瀚海 荒原/古道 "
-    "孤城/朔漠",
+    "frontier_place:仄仄": "边城/大漠 长城/古道,大漠 长河/雪岭,大漠 冰河/雪岭 黄沙/古戍 阴山/瀚海 荒原/古道 孤城/朔漠",
+    # Scenes that end in a doubled word (叠字).
     "doubled": "细雨蒙蒙/轻烟淡淡 夜雨霏霏/寒烟漠漠 薄雾蒙蒙/炊烟袅袅 暮雨潇潇/寒云漠漠 细雨丝丝/轻烟缕缕 "
     "小雨绵绵/轻云淡淡 暮霭沉沉/晴岚淡淡 晓雾茫茫/浮云渺渺",
-    "doubled_water": "秋水茫茫/寒烟漠漠 碧水悠悠/孤帆渺渺 夜雨潇潇/秋风瑟瑟 曙色苍苍/残星点点 落叶萧萧/寒江寂寂 "
-    "皓月盈盈/清风习习 晓雾茫茫/孤帆渺渺",
-    "doubled_land": "碧草青青/垂杨袅袅 绿柳依依/垂杨袅袅,桃花灼灼 碧草萋萋/桃花灼灼 翠竹森森/苍松郁郁 落叶萧萧/秋风瑟瑟 "
-    "皓月盈盈/清风习习 涧水潺潺/松涛阵阵 柳絮纷纷/游丝袅袅",
+    "doubled_water": "秋水茫茫/寒烟漠漠 碧水悠悠/孤帆渺渺,寒烟漠漠 夜雨潇潇/秋风瑟瑟 曙色苍苍/残星点点 "
+    "落叶萧萧/寒江寂寂 皓月盈盈/清风习习 晓雾茫茫/孤帆渺渺",
+    "doubled_land": "碧草青青/垂杨袅袅 绿柳依依/垂杨袅袅,桃花灼灼 碧草萋萋/桃花灼灼 翠竹森森/苍松郁郁 "
+    "落叶萧萧/秋风瑟瑟 皓月盈盈/清风习习 涧水潺潺/松涛阵阵 柳絮纷纷/游丝袅袅",
     # One-character verbs.
     "fly_through": "穿/掠 迎/逐 鸣/舞 啼/唱 迎/伴",
     "fly_to": "飞/掠 来/入 寻/恋 栖/绕 临/绕 归/入",
@@ -150,7 +151,7 @@ GROUPS: dict[str, str] = {
     "wear": "含/带,沐 披/带,沐 凝/带,染",
     "wear_season": "迎/醉 含/染 披/映",
     "greet": "迎/送 留/送 迎/伴",
-    "hold": "含/映 浮/映 迎/送 衔/映",
+    "hold": "含/映 浮/映 衔/映",
     "enjoy": "吟/醉 歌/咏 酬/对 邀/伴 题/赏",
     "toast": "吟/醉 酬/对 题/醉 吟/对",
     "invite": "邀/寄 酬/赠 留/赠 迎/赠",
@@ -159,8 +160,8 @@ GROUPS: dict[str, str] = {
     "veil": "迷/锁 笼/锁 侵/锁 笼/罩 迷/罩",
     "fill": "横/满 来/入 横/入 临/入",
     "sing:平仄": "啼/语 飞/舞 鸣/唱 栖/宿 来/去 飞/语 啼/唱",
-    "swim:平仄": "飞/舞 栖/宿 来/去 眠/戏 飞/浴 鸣/舞",
-    "poet_does:平仄": "吟/坐 归/去 眠/醉 歌/舞 来/去 吟/醉 游/卧",
+    "swim:平仄": "飞/舞 栖/宿 来/去 眠/戏 飞/浴 眠/浴 鸣/舞",
+    "poet_does:平仄": "吟/坐 归/去 眠/醉 歌/笑 来/去 吟/醉 游/卧",
     "rustic_does:平仄": "归/去 歌/笑 眠/坐 来/去 归/唱",
     # Qualities and colours.
     "how_land:平仄": "清/秀 明/秀 幽/静 清/静 妍/丽 新/净 佳/丽",
