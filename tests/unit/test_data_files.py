@@ -224,7 +224,7 @@ def test_a_row_with_a_cell_too_many_is_bad(write):
         ("a.json", "[]\n{}", "a.json:2: not JSON at column 1: found more after the end of the list"),
         ("a.json", '{"data": []}\n{}', "a.json:2: not JSON at column 1: found more after the end of the object"),
         ("a.json", "{a: 1}", "a.json:1: not JSON at column 2: expected a key in double quotes"),
-        ("a.json", '"a"', "a.json:1: not JSON at column 1: must be a list of objects"),
+        ("a.json", '"a"', 'a.json: found the text "a"; must be a list of objects'),
         (
             "a.json",
             '{"rows": [{}], "version": 2}',

@@ -139,6 +139,31 @@ def test_openai_reads_tool_calls_their_results_and_tools(arguments, wrapped):
     assert conversation.tools == ({"type": "function", "function": tool},)
 
 
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("rhymes", 'tools: found the text "rhymes", which is not JSON: Expecting value: line 1 column 1 (char 0)'),
+        ({}, "tools: found an empty object; must be a list of tools"),
+        ([{"parameters": {}}], "tools[0]: found an object with parameters; must be an object with name and parameters"),
+    ],
+)
+def test_tools_that_are_wrong_are_told(tools, message):
+    assert error("alpaca", instruction="上联", output="下联", tools=tools) == message
+
+
+@pytest.mark.parametrize("tools", [None, "", [], "[]"])
+def test_a_row_may_have_no_tools(tools):
+    assert read("alpaca", instruction="上联", output="下联", tools=tools).tools == ()
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [(None, {}), ("", {}), ("{}", {}), ({"of": None}, {"of": None})])
+def test_a_call_may_have_no_arguments(arguments, expected):
+    turns = [ASK, {"role": "assistant", "tool_calls": [{"name": "rhymes", "arguments": arguments}]}]
+
+    (call,) = read("openai", messages=turns).messages[1].tool_calls
+    assert call["function"]["arguments"] == expected
+
+
 def test_tools_may_be_json_text():
     conversation = read("prompt_completion", prompt="上联", completion="下联", tools='[{"name": "rhymes"}]')
 
@@ -213,6 +238,10 @@ ANSWER = {"role": "assistant", "content": "下联"}
         (
             [ASK, ANSWER | {"tool_calls": [{"name": "rhymes"}]}],
             "messages[1].tool_calls[0]: found an object with name; must be an object with name and arguments",
+        ),
+        (
+            [ASK, ANSWER | {"tool_calls": [{"name": "rhymes", "arguments": [1]}]}],
+            "messages[1].tool_calls[0].arguments: found a list of 1; must be an object",
         ),
         (
             [ASK, ANSWER | {"tool_calls": [{"name": "rhymes", "arguments": "{"}]}],

@@ -1,6 +1,8 @@
 """The only reader of the environment: what the process was told from outside, once, typed."""
 
+import logging
 import os
+import warnings
 from dataclasses import dataclass
 
 
@@ -19,13 +21,15 @@ def process_settings() -> ProcessSettings:
     return ProcessSettings(int(get("RANK", "0")), int(get("WORLD_SIZE", "1")), int(get("LOCAL_RANK", "0")))
 
 
-def use_offline_hub() -> None:
-    """Keep Hugging Face libraries from asking the network; call before they are imported."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def quiet_libraries() -> None:
-    """Keep libraries from forking warnings and progress bars into our output; call before they are imported."""
+def prepare_process() -> None:
+    """Keep libraries from writing into our output, and threads from fighting; call before torch is imported."""
+    # OpenMP threads that wait by spinning take the core from the thread they wait for: beside two busy programs on a
+    # two-core machine a training step took fifty times as long (measured); asleep after a short spin, three times
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from tunesmith.core.errors import DataError, Problem, RecipeError
 from tunesmith.core.files import hash_file
@@ -25,17 +25,15 @@ _HEAD = 100  # rows at the beginning of a source from which its format and colum
 _SHOWN = 5  # rows shown where none of those can be read
 
 
-def _parse_format(value: Any) -> Any:
-    return value if value == "auto" else FORMATS.parse(value)
-
-
 class Source(Block):
     """Rows to read: a path is enough where columns are named as usual."""
+
+    short_for: ClassVar[str] = "path"
 
     path: Annotated[str, Field(min_length=1)]
     """File (.jsonl, .json, .csv, .tsv, .txt, .parquet), folder of such files, or a data set of the Hub (owner/name)."""
 
-    format: Annotated[SerializeAsAny[Format] | Literal["auto"], BeforeValidator(_parse_format)] = "auto"
+    format: Annotated[SerializeAsAny[Format], FORMATS] | Literal["auto"] = "auto"
     """How a row becomes a conversation; ``auto`` finds it from the columns."""
 
     columns: dict[str, str | None] = {}
@@ -55,11 +53,6 @@ class Source(Block):
 
     take: Annotated[int, Field(ge=1)] | None = None
     """Read only so many rows, from the beginning."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _path_alone(cls, value: Any) -> Any:
-        return {"path": str(value)} if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _dataset_says_the_rest(self) -> Self:

@@ -75,17 +75,21 @@ def dense_masks(depth_N: Tensor, reach_N: Tensor, config: Any, dtype: torch.dtyp
 
     Boolean, or additive in *dtype* for models whose attention is ``eager``: the reference for every other way.
     """
-    at_N = torch.arange(len(depth_N), device=depth_N.device)
-    sees_NN = (at_N[None, :] <= at_N[:, None]) & (at_N[:, None] < reach_N[None, :])
-    apart_NN = depth_N[:, None] - depth_N[None, :]
 
     def mask(window: int | None) -> Tensor:
-        near_NN = sees_NN if window is None else sees_NN & (apart_NN < window)
+        sees_NN = _sees(depth_N, reach_N, window)
         if config._attn_implementation != "eager":
-            return near_NN[None, None]
-        return torch.zeros_like(near_NN, dtype=dtype).masked_fill_(~near_NN, torch.finfo(dtype).min)[None, None]
+            return sees_NN[None, None]
+        return torch.zeros_like(sees_NN, dtype=dtype).masked_fill_(~sees_NN, torch.finfo(dtype).min)[None, None]
 
     return _by_layer_type(config, mask)
+
+
+def _sees(depth_N: Tensor, reach_N: Tensor, window: int | None) -> Tensor:
+    """Return ``[N, N]``: whether the row's token sees the column's; a *window* of 0 or None is none."""
+    at_N = torch.arange(len(depth_N), device=depth_N.device)
+    sees_NN = (at_N[None, :] <= at_N[:, None]) & (at_N[:, None] < reach_N[None, :])
+    return sees_NN & (depth_N[:, None] - depth_N[None, :] < window) if window else sees_NN
 
 
 def _by_layer_type(config: Any, mask: Any) -> Tensor | dict[str, Tensor]:
@@ -176,27 +180,21 @@ def _attention(
         )
         return result
     unusual = [n for n in ("softcap", "s_aux", "position_bias", "head_mask") if kwargs.get(n) is not None]
-    if unusual or dropout or value.shape[-1] != query.shape[-1]:
-        raise UnsupportedAttentionError(f"attention with {', '.join(unusual) or 'dropout or unequal head sizes'}")
+    if unusual or value.shape[-1] != query.shape[-1]:
+        raise UnsupportedAttentionError(f"attention with {', '.join(unusual) or 'unequal head sizes'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     reach_N, depth_N, windows_N = attention_mask[0, 0]
     window = int(windows_N[0])
-    if window and int(depth_N.max()) >= window:
-        return _dense(query, key, value, reach_N, depth_N, window, scale), None
+    # a window that matters in this pack; dropout, which only shows in training, when the layout has long been chosen
+    if dropout or (window and int(depth_N.max()) >= window):
+        grouped = key.shape[1] != query.shape[1]
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, _sees(depth_N, reach_N, window)[None, None], dropout, scale=scale, enable_gqa=grouped
+        )
+        return out.transpose(1, 2), None
     plan = getattr(attention_mask, "plan", None) or plan_forest(reach_N, depth_N)
     out_NHD = _ForestAttention.apply(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale)
     return out_NHD[None], None
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, reach_N: Tensor, depth_N: Tensor, window: int, scale: float) -> Tensor:
-    """Attention with a window that matters in this pack, by SDPA with a mask."""
-    at_N = torch.arange(len(reach_N), device=reach_N.device)
-    sees_NN = (at_N[None, :] <= at_N[:, None]) & (at_N[:, None] < reach_N[None, :])
-    sees_NN &= depth_N[:, None] - depth_N[None, :] < window
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=sees_NN[None, None], scale=scale, enable_gqa=key.shape[1] != query.shape[1]
-    )
-    return out.transpose(1, 2)
 
 
 class _ForestAttention(torch.autograd.Function):

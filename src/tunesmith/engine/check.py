@@ -25,10 +25,9 @@ _EXAMPLES, _TOKENS = 4, 512
 def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout, accelerator: Any) -> tuple[Layout, list[str]]:
     """Return the layout that agrees with the plain forward pass of *model*, *wanted* if it can be, and notices why not.
 
-    Compares log-probabilities of a few short examples; may tell *model* to compute its logits the plain way.
+    Compares log-probabilities of a few examples; may tell *model* to compute its logits the plain way.
     """
-    few = sorted(examples, key=lambda e: e.tokens)[: 8 * _EXAMPLES : 8] or list(examples[:1])
-    few = [e for e in few if e.tokens <= _TOKENS] or few[:1]
+    few = _choose_examples(examples)
     notices: list[str] = []
     tolerance = _TOLERANCE[accelerator.mixed_precision]
     model.eval()
@@ -51,6 +50,14 @@ def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout,
             notices.append(f"padded rows differ from single sequences ({_off(far)}): this model mixes what it should not")
     model.train()
     return layout, notices
+
+
+def _choose_examples(examples: Sequence[Example]) -> list[Example]:
+    """Return a few examples from the shortest to the longest of a size to check; two if there are, since mixing takes two."""
+    ordered = sorted(examples, key=lambda e: e.tokens)
+    short = max(2, sum(e.tokens <= _TOKENS for e in ordered))
+    last = min(short, len(ordered)) - 1
+    return [ordered[at] for at in sorted({round(last * part / (_EXAMPLES - 1)) for part in range(_EXAMPLES)})]
 
 
 def _off(far: float) -> str:

@@ -34,7 +34,8 @@ class PackModel(nn.Module):
         self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
         self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
         own_attention = base.config._attn_implementation
-        self.segments = base.device.type == "cpu" and use_forest_attention(base)
+        # what sdpa cannot do (capped scores, sinks) segments cannot either: such models come with their own "eager" one
+        self.segments = base.device.type == "cpu" and own_attention == "sdpa" and use_forest_attention(base)
         self._own_attention = own_attention
         self.separate_head = base.base_model is not base and base.get_output_embeddings() is not None
 

@@ -3,6 +3,6 @@
 from tunesmith.core.registry import Registry
 from tunesmith.methods._base import Method
 
-METHODS = Registry("method", "tunesmith.methods", Method)
+METHODS = Registry("method", "tunesmith.methods", Method, default="lora")
 
 __all__ = ["METHODS", "Method"]

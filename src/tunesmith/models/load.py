@@ -135,7 +135,10 @@ def model_from(place: Place, dtype: torch.dtype, *, merge: bool = False, **optio
 def _told(path: str, what: str) -> Iterator[None]:
     """Turn the loaders' errors into one sentence a user can act on."""
     from huggingface_hub.errors import HfHubHTTPError
+    from transformers.utils import logging as library_logging
 
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity_error()
     try:
         yield
     except (OSError, ValueError, HfHubHTTPError) as error:

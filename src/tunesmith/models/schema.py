@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,8 @@ class Scratch(Block):
 class Model(Block):
     """What to start from."""
 
+    short_for: ClassVar[str] = "path"
+
     path: str | None = None
     """Hub name, folder of a model, or folder of an earlier run (its tuned model is then the base)."""
 
@@ -47,11 +49,6 @@ class Model(Block):
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

@@ -3,6 +3,6 @@
 from tunesmith.core.registry import Registry
 from tunesmith.optimizers._base import Optimizer
 
-OPTIMIZERS = Registry("optimizer", "tunesmith.optimizers", Optimizer)
+OPTIMIZERS = Registry("optimizer", "tunesmith.optimizers", Optimizer, default="adamw")
 
 __all__ = ["OPTIMIZERS", "Optimizer"]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from tunesmith.core.errors import Problem
 from tunesmith.core.registry import Block
@@ -18,7 +18,7 @@ from tunesmith.templates.library import check_template_name
 
 
 def _as_list(value: Any) -> Any:
-    """Let one file stand for a list of one."""
+    """Let one entry stand for a list of one."""
     return [value] if isinstance(value, str | dict) else value
 
 
@@ -53,7 +53,9 @@ class Data(Block):
 class Template(Block):
     """How messages become text."""
 
-    name: Annotated[str, BeforeValidator(check_template_name)] = "auto"
+    short_for: ClassVar[str] = "name"
+
+    name: Annotated[str, AfterValidator(check_template_name)] = "auto"
     """``auto`` (the tokenizer's own), a named template for base models, or the path of a ``.jinja`` file."""
 
     arguments: dict[str, Any] = {}
@@ -137,7 +139,7 @@ class Evaluation(Block):
     minimum_gain: Annotated[float, Field(ge=0)] = 0.0
     """How much lower a validation loss must be to count as better."""
 
-    scores: list[Annotated[SerializeAsAny[Scorer], BeforeValidator(SCORERS.parse)]] = []
+    scores: Annotated[list[Annotated[SerializeAsAny[Scorer], SCORERS]], BeforeValidator(_as_list)] = []
     """Scores of the answers on validation data, base against tuned model, once training has ended."""
 
     examples: Annotated[int, Field(ge=0)] = 50
@@ -170,21 +172,15 @@ class Recipe(Block):
     output: Path
     """Folder the run writes to."""
 
-    template: Annotated[Template, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)] = Template()
+    template: Template = Template()
 
-    stage: Annotated[SerializeAsAny[Stage], BeforeValidator(STAGES.parse)] = Field(
-        default_factory=lambda: STAGES.get("sft")()
-    )
+    stage: Annotated[SerializeAsAny[Stage], STAGES] = Field(default_factory=STAGES.make_default)
     """What is minimised."""
 
-    method: Annotated[SerializeAsAny[Method], BeforeValidator(METHODS.parse)] = Field(
-        default_factory=lambda: METHODS.get("lora")()
-    )
+    method: Annotated[SerializeAsAny[Method], METHODS] = Field(default_factory=METHODS.make_default)
     """Which weights train."""
 
-    optimizer: Annotated[SerializeAsAny[Optimizer], BeforeValidator(OPTIMIZERS.parse)] = Field(
-        default_factory=lambda: OPTIMIZERS.get("adamw")()
-    )
+    optimizer: Annotated[SerializeAsAny[Optimizer], OPTIMIZERS] = Field(default_factory=OPTIMIZERS.make_default)
     """How a gradient becomes a step."""
 
     schedule: Schedule = Schedule()

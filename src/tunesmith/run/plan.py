@@ -42,7 +42,11 @@ class Plan:
 def make_plan(recipe: Recipe, machine: Machine, examples: int, *, validated: bool) -> Plan:
     """Settle *recipe* for *machine* and so many training *examples*; raise :class:`RecipeError` for what cannot work."""
     _check_machine(recipe, machine)
-    why: dict[str, str] = {}
+    why = {
+        "device": machine.name,
+        "processes": "started by a launcher" if machine.processes > 1 else "no launcher: this process alone",
+        "examples": "counted in the data",
+    }
     schedule, settings = recipe.schedule, recipe.engine
     precision = settings.precision
     if precision == "auto":

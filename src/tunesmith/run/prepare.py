@@ -67,9 +67,9 @@ class ReadData:
 def read_data(recipe: Recipe) -> ReadData:
     """Read the recipe's files and hold out what it asks for; raise :class:`DataError` for rows that cannot be used."""
     data = recipe.data
-    train = read_sources(data.train, bad_rows=data.bad_rows)
+    train = read_sources(data.train, bad_rows=data.bad_rows, at="data.train")
     if data.validation:
-        validation = read_sources(data.validation, bad_rows=data.bad_rows)
+        validation = read_sources(data.validation, bad_rows=data.bad_rows, at="data.validation")
         return ReadData(train, validation, train.conversations, validation.conversations)
     count = round(len(train.conversations) * data.validation_share)
     if data.validation_share and not count:

@@ -175,9 +175,7 @@ def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpo
 def _ready_model(settled: _Settled, device: Any) -> tuple[Any, Any]:
     """Load the model, apply the method, and keep what trains in float32; return it and the transformers model inside."""
     import torch
-    from transformers.utils import logging as library_logging
 
-    library_logging.disable_progress_bar()
     plan, recipe = settled.plan, settled.plan.recipe
     # frozen weights may be short; weights that learn lose small updates in bfloat16 (ENGINE_FACTS: 4.59 against 3.90)
     dtype = getattr(torch, plan.precision) if recipe.method.adds_adapter else torch.float32

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.settings import quiet_libraries
+from tunesmith.core.settings import prepare_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -220,7 +220,7 @@ def list_(kind: Annotated[str | None, typer.Argument(help="One kind; left out, a
 
 def main() -> Any:
     """Run the command line: a user's mistake is a message and exit code 2, ours is a traceback."""
-    quiet_libraries()
+    prepare_process()
     try:
         app()
     except UserError as error:

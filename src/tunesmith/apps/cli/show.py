@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
 # seconds between two lines of progress in a log
 _LOG_INTERVAL = 5.0
+# columns of a table in a log or file, where there is no terminal to ask
+_LOG_WIDTH = 110
 
 
 def console() -> Console:
     """Return a console on standard output as it is now."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 
 
 def line(text: str) -> None:
     """Print one line."""
-    console().print(text, markup=False)
+    console().print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -207,7 +209,7 @@ def demo(result: Demo) -> None:
     length = result.evaluation["scores"]["length_match"]
     line(f"held-out upper lines answered with a lower line of the same length: base {length['base']:.0%}, tuned {length['tuned']:.0%}")
     line(f"report: {result.report}")
-    line(f"talk to it: tunesmith chat {result.report.parent} --prompt '请对出下联。\n春风吹绿柳'")
+    line(f"talk to it: tunesmith chat {result.report.parent} --prompt '请对出下联。\\n春风吹绿柳'")
     line("the same with a real model: tunesmith train recipes/demo/2-couplets.yaml model=Qwen/Qwen3-0.6B output=runs/qwen")
 
 

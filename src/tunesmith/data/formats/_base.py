@@ -19,7 +19,7 @@ class Format(Spec):
     @classmethod
     def matches(cls, values: Mapping[str, Any]) -> bool:
         """Say whether a record with these values looks like this format (used to detect it)."""
-        return cls.required <= values.keys()
+        return bool(cls.required) and cls.required <= values.keys()
 
     @classmethod
     def wants(cls) -> str:

@@ -45,9 +45,10 @@ def read_text(value: Any, place: str) -> str:
 
 def read_filled_text(value: Any, place: str) -> str:
     """Return *value*, a text that says something."""
-    if not read_text(value, place).strip():
+    text = read_text(value, place)
+    if not text.strip():
         raise RowError(place, "is empty; there must be text")
-    return str(value)
+    return text
 
 
 def read_optional_text(values: Mapping[str, Any], column: str) -> str:
@@ -97,8 +98,7 @@ def assemble(record: Record, messages: Sequence[Message], place: str) -> Convers
         raise RowError(f"{place}[0]", "is an assistant turn; there must be something before it that it answers")
     if all(message.trained is False for message in answers):
         raise RowError(place, "every assistant turn is marked as not trained; there must be one to learn")
-    tools = values.get("tools")
-    return Conversation(turns, tools=_read_tools(tools) if tools else (), origin=record.origin)
+    return Conversation(turns, tools=_read_tools(values.get("tools")), origin=record.origin)
 
 
 def read_trained(turn: Mapping[str, Any], role: Role, place: str) -> bool | None:
@@ -191,7 +191,8 @@ def _read_tool_call(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(function, dict) or "name" not in function or "arguments" not in function:
         raise RowError(place, f"found {describe(function or value)}; must be an object with name and arguments")
     name = read_filled_text(function["name"], f"{place}.name")
-    arguments = _parse_json(function["arguments"] or {}, f"{place}.arguments")
+    arguments = function["arguments"]
+    arguments = {} if arguments in (None, "") else _parse_json(arguments, f"{place}.arguments")
     if not isinstance(arguments, dict):
         raise RowError(f"{place}.arguments", f"found {describe(arguments)}; must be an object")
     call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -201,6 +202,8 @@ def _read_tool_call(value: Any, place: str) -> dict[str, Any]:
 
 
 def _read_tools(value: Any) -> tuple[dict[str, Any], ...]:
+    if value in (None, ""):
+        return ()
     tools = _parse_json(value, "tools")
     if not isinstance(tools, list):
         raise RowError("tools", f"found {describe(tools)}; must be a list of tools")

@@ -63,7 +63,7 @@ def read_json(path: Path) -> Iterator[Record | BadRow]:
                 if found:
                     return
             case _:
-                stream.fail("must be a list of objects")
+                raise DataError(f"{path}: found {describe(stream.value())}; must be a list of objects")
     yield from read_json_lines(path)
 
 

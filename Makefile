@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Both set everything up first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check reference clean
+
+demo: $(READY)
+	$(BIN)/tunesmith demo
+
+test: $(READY)
+	$(BIN)/pytest tests/unit tests/tiny -n 2 --dist loadfile
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+reference: $(READY)
+	$(BIN)/python -m tunesmith.run.reference docs/reference
+
+clean:
+	rm -rf $(VENV) runs
+
+# torch comes first and alone: its version decides which build of it the others then accept
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,165 @@
+"""Layout is not semantics: however examples are laid out, the gradients are those of one plain sequence after another."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ARCHITECTURES
+from transformers import AutoModelForCausalLM
+
+from tunesmith.engine.check import choose_layout
+from tunesmith.engine.example import Example
+from tunesmith.engine.model import PackModel, pack_arguments
+from tunesmith.engine.pack import build_packs
+from tunesmith.methods import METHODS
+from tunesmith.stages import STAGES
+from tunesmith.templates.tokens import TokenSequence
+
+LAYOUTS = ("prefix", "packed", "padded")
+ONLY_PADDED = ("bloom-alibi", "mamba-no-mask")
+MASKABLE = [name for name in ARCHITECTURES if name not in ONLY_PADDED]
+# gradients of the whole model agree so far, relative to their norm, in float32
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    """Sequences that share a system prompt, some of them a question, too; duplicates, branches, long and short tails."""
+    generator = torch.Generator().manual_seed(1)
+
+    def text(length: int) -> list[int]:
+        return torch.randint(5, 290, (length,), generator=generator).tolist()
+
+    system, question = text(20), text(12)
+    groups = [
+        [system + text(3)],
+        [system + question + text(9), system + question + text(2)],
+        [system + question + text(80)],
+        [system + question],
+        [text(5)],
+        [text(90)],
+        [system + text(30), system + question + text(6)],
+    ]
+    groups.append(groups[2])
+
+    def weighted(tokens: list[int]) -> TokenSequence:
+        weights = torch.tensor([0.0, 0.5, 1.0, 2.0])[torch.randint(4, (len(tokens),), generator=generator)]
+        return TokenSequence.of(tokens, weights.tolist())
+
+    return [Example(tuple(weighted(tokens) for tokens in group)) for group in groups]
+
+
+def load(path, method: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model ready to train, in evaluation mode (no dropout); adapters have left their zero, so that all of them matter."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    spec = METHODS.get(method)()
+    torch.manual_seed(5)
+    trained = spec.apply(model).eval()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return trained, spec.base_model(trained)
+
+
+def by_name(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The gradient of each weight that trains; nothing where none came."""
+    training = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in training}
+
+
+def plain_step(path, method: str, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients from transformers alone, one sequence at a time."""
+    model, base = load(path, method)
+    total = 0.0
+    for sequence in (s for e in examples for s in e.sequences):
+        tokens = torch.from_numpy(sequence.tokens).long()
+        logits = base(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+        each = torch.nn.functional.cross_entropy(logits.float(), tokens[1:], reduction="none")
+        loss = (each * torch.from_numpy(sequence.weight)[1:]).sum()
+        loss.backward()
+        total += float(loss.detach())
+    return total, by_name(model)
+
+
+def packed_step(path, method: str, examples: list[Example], layout: str, budget: int = 10_000):
+    """Loss and gradients from packs in *layout*."""
+    trained, base = load(path, method)
+    model, stage = PackModel(trained, base).eval(), STAGES.get("sft")()
+    total = 0.0
+    for pack in build_packs(examples, layout, budget):
+        tensors = pack.to("cpu")
+        loss = stage.loss(model(**pack_arguments(tensors)), tensors).total
+        loss.backward()
+        total += float(loss.detach())
+    return total, by_name(trained)
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """How far two gradients are apart, relative to the norm of the expected one."""
+    assert expected.keys() == found.keys()
+    square = sum(float((found[name].double() - expected[name].double()).square().sum()) for name in expected)
+    return (square / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("architecture", MASKABLE)
+def test_every_layout_gives_the_gradients_of_single_sequences(architecture, method, saved_model, examples):
+    path = saved_model(architecture)
+    loss, expected = plain_step(path, method, examples)
+
+    for layout in LAYOUTS:
+        found_loss, found = packed_step(path, method, examples, layout)
+        assert abs(found_loss - loss) <= 1e-5 * abs(loss), layout
+        assert distance(found, expected) <= ROUNDING, layout
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cutting_a_step_into_passes_changes_nothing(layout, saved_model, examples):
+    path = saved_model("qwen3")
+    whole_loss, whole = packed_step(path, "lora", examples, layout)
+    loss, found = packed_step(path, "lora", examples, layout, budget=60)
+
+    assert abs(loss - whole_loss) <= 1e-5 * abs(whole_loss)
+    assert distance(found, whole) <= ROUNDING
+
+
+@pytest.mark.parametrize("architecture", ONLY_PADDED)
+def test_padded_rows_serve_models_that_cannot_be_masked(architecture, saved_model, examples):
+    path = saved_model(architecture)
+    loss, expected = plain_step(path, "full", examples)
+    found_loss, found = packed_step(path, "full", examples, "padded")
+
+    assert abs(found_loss - loss) <= 1e-5 * abs(loss)
+    assert distance(found, expected) <= ROUNDING
+
+
+def chosen(path, examples: list[Example], wanted: str) -> tuple[str, list[str]]:
+    trained, base = load(path, "full")
+    return choose_layout(PackModel(trained, base), examples, wanted, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("architecture", MASKABLE)
+def test_a_layout_that_fits_is_kept_without_a_word(architecture, layout, saved_model, examples):
+    assert (layout, []) == chosen(saved_model(architecture), examples, layout)
+
+
+@pytest.mark.parametrize("wanted", ["prefix", "packed"])
+@pytest.mark.parametrize("architecture", ONLY_PADDED)
+def test_a_model_that_cannot_be_masked_is_found_out_and_padded(architecture, wanted, saved_model, examples):
+    layout, notices = chosen(saved_model(architecture), examples, wanted)
+
+    assert layout == "padded"
+    assert any(wanted in text and "padded" in text for text in notices)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_few_examples_are_enough_to_find_out(count, saved_model, examples):
+    """A mask that is ignored shows only where two sequences meet in one pass."""
+    alone = [example for example in examples if len(example.sequences) == 1]
+
+    assert chosen(saved_model("mamba-no-mask"), (alone * 2)[:count], "packed")[0] == "padded"
+
+
+def test_one_sequence_alone_needs_no_mask(saved_model, examples):
+    assert chosen(saved_model("mamba-no-mask"), examples[:1], "packed")[0] == "packed"
