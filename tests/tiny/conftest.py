@@ -1,4 +1,4 @@
-"""What the tests train: random two-layer models, a tokenizer of characters, and a few rows whose answer is in the question."""
+"""What the tests train: random two-layer models, a tokenizer of characters, and rows that repeat their question."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tunesmith.core.files import read_jsonl
-from tunesmith.core.settings import quiet_libraries, use_offline_hub
+from tunesmith.core.settings import prepare_process
 from tunesmith.models.schema import NewTokenizer
 from tunesmith.recipe.read import recipe_from_values
-
-use_offline_hub()
-quiet_libraries()
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +22,9 @@ _SIZES = {"num_hidden_layers": 2, "max_position_embeddings": 256}
 _WIDTH = {**_SIZES, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 _GROUPED = {**_WIDTH, "num_key_value_heads": 2, "head_dim": 8}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+_WINDOWED = {**_GROUPED, "sliding_window": 6}
+_CAPPED = {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 
 # name -> (model type of transformers, sizes); the name says what is odd about it
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,19 +33,24 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _GROUPED),
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "phi": ("phi", _WIDTH),
-    "mistral-windowed": ("mistral", {**_GROUPED, "sliding_window": 6}),
-    "gemma2-windowed": ("gemma2", {**_GROUPED, "sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}),
-    "gemma3-windowed": ("gemma3_text", {**_GROUPED, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "mistral-windowed": ("mistral", _WINDOWED),
+    "gemma2-windowed": ("gemma2", {**_WINDOWED, **_CAPPED}),
+    "gemma3-windowed": ("gemma3_text", {**_WINDOWED, **_MIXED}),
     "mixtral-experts": ("mixtral", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3-experts": ("qwen3_moe", {**_GROUPED, **_EXPERTS, "num_experts": 4}),
     "granite-scaled": ("granite", {**_GROUPED, "logits_scaling": 3.0}),
     "bloom-alibi": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    "mamba-no-mask": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "mpt-alibi": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "mamba-recurrent": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "rwkv-recurrent": ("rwkv", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}),
+    "lfm2-convolution": ("lfm2", {**_GROUPED, "layer_types": ["conv", "full_attention"]}),
 }
 
 
 def pytest_configure() -> None:
-    """Keep one core a process: tests run side by side, and sums in one order."""
+    """Keep to this machine and to one core a process: no test asks the Hub, and sums are taken in one order."""
+    prepare_process()
+    pytest.MonkeyPatch().setenv("HF_HUB_OFFLINE", "1")
     import torch
 
     torch.set_num_threads(1)
@@ -87,7 +92,11 @@ def saved_model(tmp_path_factory, tokenizer) -> Callable[[str], Path]:
         path = folder / name
         if not path.exists():
             kind, sizes = ARCHITECTURES[name]
-            special = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+            special = {
+                "vocab_size": len(tokenizer),
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            }
             torch.manual_seed(7)
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **special, bos_token_id=None, **sizes))
             # random weights of the usual size hardly depend on what they see: bigger ones make every mistake show

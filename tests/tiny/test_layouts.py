@@ -1,5 +1,6 @@
-"""Layout is not semantics: however examples are laid out, the gradients are those of one plain sequence after another."""
+"""Layout is not semantics: however examples are laid out, the gradients are those of one sequence after another."""
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from tunesmith.stages import STAGES
 from tunesmith.templates.tokens import TokenSequence
 
 LAYOUTS = ("prefix", "packed", "padded")
-ONLY_PADDED = ("bloom-alibi", "mamba-no-mask")
+ONLY_PADDED = ("bloom-alibi", "mpt-alibi", "mamba-recurrent", "rwkv-recurrent", "lfm2-convolution")
 MASKABLE = [name for name in ARCHITECTURES if name not in ONLY_PADDED]
 # gradients of the whole model agree so far, relative to their norm, in float32
 ROUNDING = 1e-5
@@ -23,7 +24,7 @@ ROUNDING = 1e-5
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    """Sequences that share a system prompt, some of them a question, too; duplicates, branches, long and short tails."""
+    """Sequences that share a system prompt, some of them a question; duplicates, branches, long and short tails."""
     generator = torch.Generator().manual_seed(1)
 
     def text(length: int) -> list[int]:
@@ -49,7 +50,7 @@ def examples() -> list[Example]:
 
 
 def load(path, method: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A model ready to train, in evaluation mode (no dropout); adapters have left their zero, so that all of them matter."""
+    """A model ready to train, but without dropout; its adapters have left zero, so that all of them matter."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     spec = METHODS.get(method)()
     torch.manual_seed(5)
@@ -130,7 +131,53 @@ def test_padded_rows_serve_models_that_cannot_be_masked(architecture, saved_mode
     found_loss, found = packed_step(path, "full", examples, "padded")
 
     assert abs(found_loss - loss) <= 1e-5 * abs(loss)
-    assert distance(found, expected) <= ROUNDING
+    # recurrences multiply rounding along the sequence: 1.3e-4 for mamba in float32, 2e-7 in float64
+    assert distance(found, expected) <= (3e-4 if architecture == "mamba-recurrent" else ROUNDING)
+
+
+def test_loss_and_gradient_of_a_step_are_trls(saved_model, examples, tokenizer, tmp_path):
+    """Against TRL's trainer with its padding and its gradient accumulation; it knows no weights but 0 and 1."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    sequences = [TokenSequence.of(s.tokens, s.weight > 0) for e in examples for s in e.sequences]
+    rows = [{"input_ids": s.tokens, "labels": np.where(s.weight, s.tokens, -100)} for s in sequences]
+    expected: dict[str, torch.Tensor] = {}
+
+    class KeepGradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **others):
+            expected.update(by_name(model))
+
+    path = saved_model("qwen3")
+    trainer = SFTTrainer(
+        model=load(path, "lora")[0],
+        args=SFTConfig(
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
+            max_grad_norm=0,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[KeepGradients()],
+    )
+    trainer.train()
+
+    total, summed = packed_step(path, "lora", [Example((s,)) for s in sequences], "prefix")
+    size = sum(s.weight_total for s in sequences)
+    assert abs(total / size - trainer.state.log_history[0]["loss"]) <= 1e-5
+    assert distance({name: gradient / size for name, gradient in summed.items()}, expected) <= ROUNDING
 
 
 def chosen(path, examples: list[Example], wanted: str) -> tuple[str, list[str]]:
@@ -144,22 +191,20 @@ def test_a_layout_that_fits_is_kept_without_a_word(architecture, layout, saved_m
     assert (layout, []) == chosen(saved_model(architecture), examples, layout)
 
 
-@pytest.mark.parametrize("wanted", ["prefix", "packed"])
 @pytest.mark.parametrize("architecture", ONLY_PADDED)
-def test_a_model_that_cannot_be_masked_is_found_out_and_padded(architecture, wanted, saved_model, examples):
-    layout, notices = chosen(saved_model(architecture), examples, wanted)
+def test_a_model_that_cannot_be_masked_is_found_out_and_padded(architecture, saved_model, examples):
+    layout, notices = chosen(saved_model(architecture), examples, "prefix")
 
     assert layout == "padded"
-    assert any(wanted in text and "padded" in text for text in notices)
+    assert any("prefix" in text and "padded" in text for text in notices)
 
 
-@pytest.mark.parametrize("count", [2, 3, 9])
-def test_few_examples_are_enough_to_find_out(count, saved_model, examples):
-    """A mask that is ignored shows only where two sequences meet in one pass."""
-    alone = [example for example in examples if len(example.sequences) == 1]
-
-    assert chosen(saved_model("mamba-no-mask"), (alone * 2)[:count], "packed")[0] == "padded"
+@pytest.mark.parametrize("architecture", ["mamba-recurrent", "rwkv-recurrent", "lfm2-convolution"])
+def test_packing_without_sharing_is_found_out_too(architecture, saved_model, examples):
+    assert chosen(saved_model(architecture), examples, "packed")[0] == "padded"
 
 
-def test_one_sequence_alone_needs_no_mask(saved_model, examples):
-    assert chosen(saved_model("mamba-no-mask"), examples[:1], "packed")[0] == "packed"
+@pytest.mark.parametrize("architecture", ONLY_PADDED)
+def test_one_example_of_plain_data_is_enough_to_find_out(architecture, saved_model, examples):
+    """Sequences that mix, and prefixes that are shared, may come with the second batch only."""
+    assert chosen(saved_model(architecture), examples[:1], "prefix")[0] == "padded"

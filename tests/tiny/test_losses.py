@@ -18,7 +18,7 @@ VARIANTS = {
 
 @pytest.fixture(params=["one chunk", "many chunks"])
 def chunks(request, monkeypatch) -> None:
-    """Room for all logits at once, or for the fewest that a chunk may have: 53 predictions are then not a whole number of chunks."""
+    """Room for all logits at once, or for the 16 that a chunk has at least: the last of 53 is then not full."""
     if request.param == "many chunks":
         monkeypatch.setattr(losses, "CHUNK_BYTES", 1)
 
@@ -32,7 +32,7 @@ def make_case(*, bias: bool, dtype: torch.dtype = torch.float32):
     return hidden, head, target, torch.randn(PREDICTIONS)
 
 
-def plain(hidden: torch.Tensor, head: nn.Module, target: torch.Tensor, cap: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+def plain(hidden: torch.Tensor, head: nn.Module, target: torch.Tensor, cap: float = 0, scale: float = 1):
     """What the function says it computes, all logits at once."""
     logits = head(hidden).float() * scale
     logits = cap * torch.tanh(logits / cap) if cap else logits
@@ -95,7 +95,8 @@ def test_autocast_computes_the_products_in_its_type_and_keeps_the_sums_in_float3
 
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    for one, other in zip(gradients(found, weight, hidden, head.weight), gradients(expected, weight, hidden, head.weight), strict=True):
+    inputs = [hidden, head.weight]
+    for one, other in zip(gradients(found, weight, *inputs), gradients(expected, weight, *inputs), strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() <= 0.02 * other.norm()
 
@@ -105,7 +106,7 @@ def test_frozen_parts_get_no_gradient_and_cost_none(chunks):
     head.requires_grad_(False)
     (log_probabilities(hidden, head, target) * weight).sum().backward()
 
-    assert [None, None] == [p.grad for p in head.parameters()]
+    assert all(parameter.grad is None for parameter in head.parameters())
     assert hidden.grad is not None
 
 

@@ -1,11 +1,15 @@
 """What each format makes of a row, and what it says of a row that is wrong."""
 
+from pathlib import Path
+
 import pytest
 
 from tunesmith.core.errors import DataError
 from tunesmith.data.conversation import Conversation, Message, Origin, Record, RowError
 from tunesmith.data.formats import FORMATS
 from tunesmith.data.formats._detect import detect_format
+from tunesmith.data.read import read_sources
+from tunesmith.data.source import Source
 
 HERE = Origin("rows.jsonl", 7)
 USER, ASSISTANT = Message("user", "上联"), Message("assistant", "下联")
@@ -433,3 +437,15 @@ def test_a_template_sees_everything_that_a_message_says():
         "reasoning_content": "想",
         "tool_calls": [CALL],
     }
+
+
+def test_text_may_be_a_list_of_lines(tmp_path: Path) -> None:
+    """Poems often come as lists of lines; they are joined, and a line that is no text is named."""
+    file = tmp_path / "poems.jsonl"
+    file.write_text('{"lines": ["春眠不觉晓", "处处闻啼鸟"]}\n{"lines": ["夜来风雨声", 5]}\n', encoding="utf-8")
+    source = Source(path=str(file), format="text", columns={"text": "lines"})
+
+    read = read_sources([source], bad_rows="skip")
+
+    assert [c.text for c in read.conversations] == ["春眠不觉晓\n处处闻啼鸟"]
+    assert [str(row) for row in read.bad] == [f"{file}:2: text[1]: found the number 5; must be text"]

@@ -123,7 +123,7 @@ class Registry(Generic[S]):
         """Return each name with the first line of its file's docstring, reading files without importing them."""
         found = {e.name: f"from {e.value}" for e in self._entry_points()}
         for info in self._files():
-            spec = info.module_finder.find_spec(info.name, None)  # type: ignore[call-arg,union-attr]
+            spec = info.module_finder.find_spec(info.name, None)
             tree = ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
             found[info.name] = (ast.get_docstring(tree) or "").partition("\n")[0]
         return dict(sorted(found.items()))
@@ -156,5 +156,8 @@ def _installed(group: str) -> tuple[EntryPoint, ...]:
 
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` when something close exists, else nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    known = {each.lower(): each for each in names}
+    # of short words nearly all are alike (gpu, cpu): there only a missing or a swapped letter is a slip
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6 if len(name) > 3 else 0.7)
+    close = close or [each for each in known if sorted(each) == sorted(name.lower())]
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""

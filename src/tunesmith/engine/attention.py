@@ -9,7 +9,8 @@ every later token up to ``reach`` sees all of them.  So attention is a causal pa
 and one unmasked part for each segment that has descendants, merged by their log-sum-exps.  No pair of tokens that do
 not see each other is ever computed, and a shared prompt's keys are never copied.
 
-Legend: N tokens of a pack, H query heads, K key-value heads, G = H / K, D head size, B segments in a batch, L its length.
+Legend: N tokens of a pack, H query heads, K key-value heads, G = H / K, D head size, B segments in a batch, L tokens in
+the longest of them.
 """
 
 from __future__ import annotations
@@ -106,7 +107,11 @@ def sliding_window(config: Any) -> int | None:
     """Return how many tokens back the windowed layers of *config* see; None where no layer has a window."""
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
-    if window is None or (types is not None and SLIDING not in types) or not getattr(config, "use_sliding_window", True):
+    if (
+        window is None
+        or (types is not None and SLIDING not in types)
+        or not getattr(config, "use_sliding_window", True)
+    ):
         return None
     return int(window)
 
@@ -144,7 +149,8 @@ def plan_forest(reach_N: Tensor, depth_N: Tensor) -> ForestPlan:
     ends = [*starts[1:], len(reach_N)]
     reaches = reach_N[torch.tensor(starts)].tolist()
     shared = tuple(_Shared(s, e, r) for s, e, r in zip(starts, ends, reaches, strict=True) if r > e)
-    batches, group = [], []
+    batches: list[_Batch] = []
+    group: list[tuple[int, int]] = []
     for start, end in sorted(zip(starts, ends, strict=True), key=lambda pair: pair[1] - pair[0]):
         if group and end - start > (group[0][1] - group[0][0]) * _STRETCH + _SLACK:
             batches.append(_batch(group))
@@ -171,7 +177,7 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface: ``[1, H, N, D]`` in, ``[1, N, H, D]`` out."""
+    """Attend as transformers' attention interface asks: ``[1, H, N, D]`` in, ``[1, N, H, D]`` out."""
     if attention_mask is None or attention_mask.dtype != torch.int64 or attention_mask.ndim != 4:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -193,7 +199,9 @@ def _attention(
         )
         return out.transpose(1, 2), None
     plan = getattr(attention_mask, "plan", None) or plan_forest(reach_N, depth_N)
-    out_NHD = _ForestAttention.apply(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale)
+    out_NHD = _ForestAttention.apply(  # type: ignore[no-untyped-call]
+        query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale
+    )
     return out_NHD[None], None
 
 
@@ -230,7 +238,7 @@ class _ForestAttention(torch.autograd.Function):
         g = gradients[0].float().contiguous()
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for batch in ctx.plan.batches:
-            parts = _causal_backward(g, q, k, v, out, total_NH, batch, ctx.scale)
+            parts = _causal_backward((g, q, k, v, out, total_NH), batch, ctx.scale)
             rows = batch.index[batch.real]
             for whole, part in zip((dq, dk, dv), parts, strict=True):
                 whole[rows] = part[batch.real]
@@ -259,17 +267,17 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, batch: _Batch, scale: float) -> tup
     return _unfold(out, heads), _unfold(total, heads).squeeze(-1)
 
 
-def _causal_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total_NH: Tensor, batch: _Batch, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients ``[B, L, heads, D]`` of a batch's queries, keys and values from its causal part."""
+def _causal_backward(given: tuple[Tensor, ...], batch: _Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients ``[B, L, heads, D]`` of a batch's queries, keys and values from its causal part.
+
+    *given*: the output's gradient, queries, keys, values, the merged output and its log-sum-exp, all of the whole pack.
+    """
+    g, q, k, v, out, total_NH = given
     query_heads, heads = q.shape[1], k.shape[1]
     g_BLHD = g[batch.index] * batch.real[..., None, None]
     if batch.index.shape[1] > _SHORT:
         o4, t3 = out[batch.index].transpose(1, 2), total_NH[batch.index].transpose(1, 2)
-        dq, dk, dv = _flash_backward(
-            g_BLHD.transpose(1, 2), *_per_head(q, k, v, batch), o4, t3, 0.0, True, scale=scale
-        )
+        dq, dk, dv = _flash_backward(g_BLHD.transpose(1, 2), *_per_head(q, k, v, batch), o4, t3, 0.0, True, scale=scale)
         return dq.transpose(1, 2), _add_groups(dk, heads), _add_groups(dv, heads)
     q3, k3, v3 = _folded(q, k, v, batch)
     g3, o3, t3 = (_fold(x, heads) for x in (g_BLHD, out[batch.index], total_NH[batch.index][..., None]))
@@ -321,7 +329,9 @@ def _folded(q: Tensor, k: Tensor, v: Tensor, batch: _Batch) -> tuple[Tensor, Ten
 def _per_head(q: Tensor, k: Tensor, v: Tensor, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Gather a batch with keys and values repeated for each query head, ``[B, H, L, D]``, as the kernel wants them."""
     group = q.shape[1] // k.shape[1]
-    gathered = (x[batch.index].transpose(1, 2) for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
+    gathered = (
+        x[batch.index].transpose(1, 2) for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
+    )
     return next(gathered), next(gathered), next(gathered)
 
 

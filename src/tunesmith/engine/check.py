@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunesmith.engine.checkpoint import training_weights
+from tunesmith.engine.example import Example
 from tunesmith.engine.model import PackModel, pack_arguments
-from tunesmith.engine.pack import Layout, build_packs
+from tunesmith.engine.pack import SHORTEST_SHARED, Layout, build_packs
+from tunesmith.templates.tokens import TokenSequence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from tunesmith.engine.example import Example
-
 # largest difference of a token's log-probability that rounding explains
 _TOLERANCE = {"no": 1e-3, "bf16": 0.25, "fp16": 0.05}
 _EXAMPLES, _TOKENS = 4, 512
 
 
-def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout, accelerator: Any) -> tuple[Layout, list[str]]:
+def choose_layout(
+    model: PackModel, examples: Sequence[Example], wanted: Layout, accelerator: Any
+) -> tuple[Layout, list[str]]:
     """Return the layout that agrees with the plain forward pass of *model*, *wanted* if it can be, and notices why not.
 
     Compares log-probabilities of a few examples; may tell *model* to compute its logits the plain way.
@@ -35,7 +37,9 @@ def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout,
         expected = _reference(model, few, accelerator.device)
         if model.separate_head and (far := _distance(model, few, "padded", accelerator.device, expected)) > tolerance:
             model.separate_head = False
-            notices.append(f"the model does more with its logits than its head says (off by {far:.1e}): logits computed whole")
+            notices.append(
+                f"the model does more with its logits than its head says (off by {far:.1e}): logits computed whole"
+            )
         layout = wanted
         far = _distance(model, few, layout, accelerator.device, expected)
         if far > tolerance and layout != "padded" and model.segments:
@@ -43,21 +47,30 @@ def choose_layout(model: PackModel, examples: Sequence[Example], wanted: Layout,
             notices.append(f"segment-wise attention does not fit this model ({_off(far)}): masked attention instead")
             far = _distance(model, few, layout, accelerator.device, expected)
         if far > tolerance and layout != "padded":
-            notices.append(f"layout {layout} does not fit this model, whose layers cannot be masked ({_off(far)}): padded instead")
+            notices.append(
+                f"layout {layout} does not fit this model, whose layers cannot be masked ({_off(far)}): padded instead"
+            )
             layout = "padded"
             far = _distance(model, few, layout, accelerator.device, expected)
         if far > tolerance:
-            notices.append(f"padded rows differ from single sequences ({_off(far)}): this model mixes what it should not")
+            notices.append(
+                f"padded rows differ from single sequences ({_off(far)}): this model mixes what it should not"
+            )
     model.train()
     return layout, notices
 
 
 def _choose_examples(examples: Sequence[Example]) -> list[Example]:
-    """Return a few examples from the shortest to the longest of a size to check; two if there are, since mixing takes two."""
+    """Return a few examples from short to long, and one that branches off the longest of them.
+
+    So every layout has sequences to keep apart, and ``prefix`` has something to share, even where the data has not.
+    """
     ordered = sorted(examples, key=lambda e: e.tokens)
-    short = max(2, sum(e.tokens <= _TOKENS for e in ordered))
-    last = min(short, len(ordered)) - 1
-    return [ordered[at] for at in sorted({round(last * part / (_EXAMPLES - 1)) for part in range(_EXAMPLES)})]
+    short = [e for e in ordered if e.tokens <= _TOKENS] or ordered[:1]
+    few = [short[at] for at in sorted({(len(short) - 1) * part // (_EXAMPLES - 1) for part in range(_EXAMPLES)})]
+    tokens = max((s for e in few for s in e.sequences), key=len).tokens.tolist()
+    shared = max(SHORTEST_SHARED, len(tokens) // 2)
+    return [*few, Example((TokenSequence.trained_from(tokens[:shared] + tokens[shared:][::-1], 1),))]
 
 
 def _off(far: float) -> str:
@@ -65,7 +78,7 @@ def _off(far: float) -> str:
 
 
 def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> dict[int, list[Tensor]]:
-    """Return the log-probabilities of every prediction of each example, one sequence at a time through the plain model."""
+    """Return each example's log-probabilities, one sequence at a time through the plain model."""
     out: dict[int, list[Tensor]] = {}
     for example in examples:
         out[id(example)] = []
@@ -77,7 +90,9 @@ def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> di
     return out
 
 
-def _distance(model: PackModel, examples: Sequence[Example], layout: Layout, device: Any, expected: dict[int, list[Tensor]]) -> float:
+def _distance(
+    model: PackModel, examples: Sequence[Example], layout: Layout, device: Any, expected: dict[int, list[Tensor]]
+) -> float:
     """Return the largest difference from *expected*; infinite where the model refuses the layout."""
     (pack,) = build_packs(examples, layout, budget=2**31)
     tensors = pack.to(device)
@@ -92,10 +107,14 @@ def _distance(model: PackModel, examples: Sequence[Example], layout: Layout, dev
 
 
 def _position(pack: Any) -> Tensor:
-    return pack.sequence * (int(pack.depth.max()) + 2) + pack.depth[pack.source]
+    """Return a number a prediction that sorts by sequence, then by place in it."""
+    place: Tensor = pack.sequence * (int(pack.depth.max()) + 2) + pack.depth[pack.source]
+    return place
 
 
-def untrained(model: PackModel, objective: Any, examples: Sequence[Example], layout: Layout, accelerator: Any) -> list[str]:
+def untrained(
+    model: PackModel, objective: Any, examples: Sequence[Example], layout: Layout, accelerator: Any
+) -> list[str]:
     """Return the names of weights that should train but get no finite gradient from the first examples."""
     few = sorted(examples, key=lambda e: e.tokens)[:_EXAMPLES]
     for pack in build_packs(few, layout, budget=2**31):

@@ -1,6 +1,7 @@
 """Everything a run needs to go on as if it had never stopped, in folders that are whole or not there. No pickle.
 
-``checkpoints/step-00000120/``: ``weights.safetensors`` (what trains) · ``optimizer.*`` · ``random-<rank>.*`` · ``state.json``
+``checkpoints/step-00000120/`` holds ``weights.safetensors`` (what trains), ``optimizer.*``, ``random-<rank>.*`` and
+``state.json``.
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if (path / "state.json").exists())
 
 
-def save_checkpoint(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: Any, others: list[Any]) -> Path:
+def save_checkpoint(
+    folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: Any, others: list[Any]
+) -> Path:
     """Write a checkpoint of the step in *progress*; *others* are the random states of all processes, by rank."""
     path = folder / f"step-{progress.step:08d}"
     with whole_folder(path) as partial:
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, partial / "weights.safetensors")
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in weights.items()}, partial / "weights.safetensors"
+        )
         save_tree(partial / "optimizer", optimizer)
         for rank, state in enumerate(others):
             save_tree(partial / f"random-{rank}", state)
@@ -87,7 +92,7 @@ def training_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every random generator of this process."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - libraries use the global one
+    kind, keys, *rest = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
@@ -104,7 +109,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
 

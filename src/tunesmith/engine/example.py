@@ -9,7 +9,7 @@ from tunesmith.templates.tokens import TokenSequence
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """Sequences that must be in one pass together: one for an answer, two for a preference, one a rollout …"""
+    """Sequences that must be in one pass together: one for an answer, two for a preference, one a rollout."""
 
     sequences: tuple[TokenSequence, ...]
     origin: Origin = field(default=Origin("memory", 0))

@@ -29,7 +29,7 @@ from tunesmith.engine.order import ExampleOrder
 from tunesmith.engine.pack import Layout, Pack, build_packs, split_examples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -264,8 +264,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             write_json(path, {"step": step, "loss": str(loss), "gradient_norm": str(norm), "examples": rows})
         raise NonFiniteError(
-            f"step {step}: loss {loss}, gradient norm {norm}; the batch is kept in {path}. Lower schedule.learning_rate, "
-            "raise schedule.warmup, or use engine.precision=bfloat16 or float32; then resume from the last checkpoint"
+            f"step {step}: loss {loss}, gradient norm {norm}; the batch is kept in {path}. "
+            "Lower schedule.learning_rate, raise schedule.warmup, or use engine.precision=bfloat16 or float32; "
+            "then resume from the last checkpoint"
         )
 
 
@@ -276,7 +277,7 @@ def _added(totals: list[Tensor]) -> Tensor:
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: float, arguments: dict[str, Any]
-) -> Callable[..., Any]:
+) -> Any:
     """Return transformers' scheduler *name* over *steps* steps; *warmup* below 1 is a share of them."""
     from transformers import get_scheduler
 
@@ -285,7 +286,9 @@ def make_schedule(
     if name == "warmup_stable_decay":
         options.setdefault("num_decay_steps", max(1, steps // 10))
     try:
-        scheduler: Any = get_scheduler(name if name != "constant" or not rising else "constant_with_warmup", optimizer, rising, steps, options)
+        scheduler: Any = get_scheduler(
+            name if name != "constant" or not rising else "constant_with_warmup", optimizer, rising, steps, options
+        )
     except TypeError as error:
         raise UserError(f"schedule.decay_arguments: {name} does not take them: {error}") from None
     return scheduler

@@ -15,10 +15,18 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class _ChunkedLogProbabilities(torch.autograd.Function):
-    """``log_softmax(f(hidden @ weight.T))[target]``, chunk by chunk; the backward pass recomputes each chunk's logits."""
+    """``log_softmax(f(hidden @ weight.T))[target]``, chunk by chunk; the backward pass computes each chunk again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_M: Tensor, cap: float, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_M: Tensor,
+        cap: float,
+        scale: float,
+    ) -> Tensor:
         rows = _rows(weight_VD)
         out_M = torch.empty(len(hidden_MD), dtype=torch.float32, device=hidden_MD.device)
         total_M = torch.empty_like(out_M)
@@ -38,7 +46,9 @@ class _ChunkedLogProbabilities(torch.autograd.Function):
         rows = _rows(weight_VD)
         hidden_gradient = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        bias_gradient = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[2] else None
+        bias_gradient = (
+            torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[2] else None
+        )
         for start in range(0, len(hidden_MD), rows):
             at = slice(start, start + rows)
             capped_CV = _logits(hidden_MD[at], weight_VD, bias_V, ctx.cap, ctx.scale)
@@ -84,10 +94,13 @@ def log_probabilities(
         logits_MV = cap * torch.tanh(logits_MV / cap) if cap else logits_MV
         return logits_MV.log_softmax(-1).gather(1, target_M[:, None]).squeeze(1)
     device = hidden_MD.device.type
-    weight_VD, bias_V = head.weight, head.bias
+    weight_VD: Tensor = head.weight
+    bias_V: Tensor | None = head.bias
     if torch.is_autocast_enabled(device):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(device))
         bias_V = None if bias_V is None else bias_V.to(weight_VD.dtype)
     with torch.autocast(device, enabled=False):
-        result: Tensor = _ChunkedLogProbabilities.apply(hidden_MD, weight_VD, bias_V, target_M, cap, scale)
+        result: Tensor = _ChunkedLogProbabilities.apply(  # type: ignore[no-untyped-call]
+            hidden_MD, weight_VD, bias_V, target_M, cap, scale
+        )
     return result

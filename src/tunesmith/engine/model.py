@@ -26,13 +26,15 @@ class PackModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module, base: PreTrainedModel) -> None:
-        """*base* is the transformers model inside *model*; its layers hold the adapters."""
+        """Take *base*, the transformers model inside *model*; its layers hold the adapters."""
         super().__init__()
         self.model = model
         self._base = (base,)  # in a tuple, so that torch does not register its parameters a second time
         config = base.config.get_text_config()
         self.cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
         own_attention = base.config._attn_implementation
         # what sdpa cannot do (capped scores, sinks) segments cannot either: such models come with their own "eager" one
         self.segments = base.device.type == "cpu" and own_attention == "sdpa" and use_forest_attention(base)
@@ -49,12 +51,15 @@ class PackModel(nn.Module):
         self.segments = False
         self.base.set_attn_implementation(self._own_attention)
 
-    def forward(self, tokens: Tensor, depth: Tensor, reach: Tensor, source: Tensor, target: Tensor, width: int) -> Tensor:
+    def forward(
+        self, tokens: Tensor, depth: Tensor, reach: Tensor, source: Tensor, target: Tensor, width: int
+    ) -> Tensor:
         """Return ``[M]`` float32: the log-probability of each *target* at its *source*."""
         if not self.separate_head:
-            logits_ND = self._run(self.base, tokens, depth, reach, width).logits.flatten(0, 1)
-            chosen_MV = logits_ND[source].float().log_softmax(-1)
-            return chosen_MV.gather(1, target[:, None]).squeeze(1)
+            logits_NV = self._run(self.base, tokens, depth, reach, width).logits.flatten(0, 1)
+            chosen_MV = logits_NV[source].float().log_softmax(-1)
+            chosen_M: Tensor = chosen_MV.gather(1, target[:, None]).squeeze(1)
+            return chosen_M
         hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
         head = cast("nn.Module", self.base.get_output_embeddings())
         return log_probabilities(hidden_ND[source], head, target, cap=self.cap, scale=self.scale)
@@ -63,7 +68,9 @@ class PackModel(nn.Module):
         if width:
             return module(input_ids=tokens.view(-1, width), attention_mask=row_mask(reach, width), use_cache=False)
         config = self.base.config.get_text_config()
-        masks = forest_masks(depth, reach, config) if self.segments else dense_masks(depth, reach, config, self.base.dtype)
+        masks = (
+            forest_masks(depth, reach, config) if self.segments else dense_masks(depth, reach, config, self.base.dtype)
+        )
         return module(input_ids=tokens[None], position_ids=depth[None], attention_mask=masks, use_cache=False)
 
 

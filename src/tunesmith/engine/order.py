@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ExampleOrder:
-    """Shuffles *count* examples anew each epoch and deals them out *batch_size* at a time; the last deal may be smaller."""
+    """Shuffles *count* examples anew each epoch and deals them out by *batch_size*; the last may be less."""
 
     count: int
     batch_size: int

@@ -54,7 +54,7 @@ class Pack:
         import torch
 
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {
+        tensors: dict[str, Any] = {
             name: torch.from_numpy(value).to(device, non_blocking=True) if isinstance(value, np.ndarray) else value
             for name, value in arrays.items()
         }
@@ -62,7 +62,7 @@ class Pack:
 
 
 def build_packs(examples: Sequence[Example], layout: Layout, budget: int) -> list[Pack]:
-    """Return *examples* as packs of about *budget* tokens each; an example is never split, so a long one may exceed it."""
+    """Return *examples* as packs of about *budget* tokens; an example is never split, so a long one may exceed it."""
     if layout == "padded":
         return [_padded(group) for group in _fill_rows(examples, budget)]
     shared = SHORTEST_SHARED if layout == "prefix" else None
@@ -74,7 +74,8 @@ def split_examples(examples: Sequence[Example], parts: int) -> list[list[Example
     if parts == 1:
         return [list(examples)]
     ordered = sorted(examples, key=_key)
-    total, out, done = sum(e.tokens for e in ordered), [[] for _ in range(parts)], 0  # type: list[list[Example]]
+    out: list[list[Example]] = [[] for _ in range(parts)]
+    total, done = sum(e.tokens for e in ordered), 0
     for example in ordered:
         out[min(parts - 1, done * parts // max(1, total))].append(example)
         done += example.tokens
@@ -159,10 +160,7 @@ def _forest(examples: list[Example], shortest: int | None) -> Pack:
     for index in order:
         sequence = sequences[index]
         common = _common(before, sequence.tokens) if shortest is not None else 0
-        if shortest is None or common < shortest:
-            common = 0
-        else:
-            common = _branch(common, path, shortest)
+        common = 0 if shortest is None or common < shortest else _branch(common, path, shortest)
         reach[path[common:]] = size
         new = sequence.tokens[common:]
         path = np.concatenate([path[:common], np.arange(size, size + len(new))])

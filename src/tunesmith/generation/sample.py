@@ -9,16 +9,15 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tunesmith.generation.settings import Generation
+
 
 def answer_all(
     model: Any,
     prompts: Sequence[Sequence[int]],
+    settings: Generation,
     *,
     stop_ids: Sequence[int],
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    batch_size: int = 32,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
@@ -29,20 +28,20 @@ def answer_all(
     torch.manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
         width = max(1, max(len(prompts[i]) for i in batch))
         tokens = torch.full((len(batch), width), stop_ids[0] if stop_ids else 0, device=model.device)
         mask = torch.zeros_like(tokens)
         for row, index in enumerate(batch):
             prompt = torch.tensor(list(prompts[index]), dtype=torch.long)
             tokens[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
-        options = _options(stop_ids, max_new_tokens, temperature, top_p)
+        options = _options(stop_ids, settings)
         with torch.no_grad():
             written = model.generate(input_ids=tokens, attention_mask=mask, **options)[:, width:]
         for row, index in enumerate(batch):
             answers[index] = until_stop(written[row].tolist(), stop_ids)
-        progress(min(start + batch_size, len(order)))
+        progress(min(start + settings.batch_size, len(order)))
     return answers
 
 
@@ -50,11 +49,9 @@ def stream_answer(
     model: Any,
     tokenizer: Any,
     prompt: Sequence[int],
+    settings: Generation,
     *,
     stop_ids: Sequence[int],
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
 ) -> Iterator[str]:
     """Yield the answer to one prompt piece by piece, as it is written."""
     from threading import Thread
@@ -63,7 +60,7 @@ def stream_answer(
 
     streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     tokens = torch.tensor([list(prompt)], device=model.device)
-    options = _options(stop_ids, max_new_tokens, temperature, top_p)
+    options = _options(stop_ids, settings)
     failures: list[BaseException] = []
 
     def write() -> None:
@@ -89,14 +86,20 @@ def until_stop(tokens: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     return list(tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))])
 
 
-def _options(stop_ids: Sequence[int], max_new_tokens: int, temperature: float, top_p: float) -> dict[str, Any]:
+def _options(stop_ids: Sequence[int], settings: Generation) -> dict[str, Any]:
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if settings.temperature:
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     stops = list(stop_ids) or None
     # what is left out is taken from the model's own generation settings, whose habits the caller did not ask for
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0] if stops else 0, **neutral, **sampling
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=stops[0] if stops else 0,
+        **neutral,
+        **sampling,
     )
     return {"generation_config": config}

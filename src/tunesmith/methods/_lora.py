@@ -37,7 +37,7 @@ class AbstractLoRA(AbstractPeft):
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft annotates int and computes with any number
             lora_dropout=self.dropout,
             target_modules=self.targets,
             modules_to_save=self.modules_to_save or None,

@@ -31,7 +31,7 @@ class Freeze(AbstractWholeModel):
     also: list[str] = []
     """Regular expressions; weights whose full name contains a match train too, such as ``norm`` or ``embed_tokens``."""
 
-    def check(self, recipe: Any) -> Iterable[Problem]:
+    def check(self, recipe: Any) -> Iterable[Problem]:  # noqa: ARG002
         """Refuse a choice that trains nothing, and patterns that are none."""
         if not (self.last or self.first or self.also):
             yield Problem("method.last", "nothing would train", hint="set last, first or also")
@@ -62,7 +62,7 @@ def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
     """Return the model's repeated blocks: its longest list of modules, whatever the architecture calls it."""
     from torch import nn
 
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         raise UserError(f"method: {type(model).__name__} has no list of blocks; use method: full or lora")
-    return list(max(lists, key=len))
+    return max(lists, key=len)

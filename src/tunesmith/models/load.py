@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.registry import suggest
+from tunesmith.models.fingerprint import check_base
 from tunesmith.models.new_tokenizer import make_tokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Place:
 
 
 def find_model(path: str) -> Place:
-    """Resolve a run folder, an adapter folder, a model folder or a Hub name; raise :class:`UserError` for a folder that is none."""
+    """Resolve a run, adapter or model folder, or a Hub name; raise :class:`UserError` for a folder that is none."""
     folder = Path(path)
     if not folder.is_dir():
         return Place(path)
@@ -48,7 +49,9 @@ def find_model(path: str) -> Place:
         base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
         inner = find_model(base)
         if inner.adapter is not None:
-            raise UserError(f"{path} is an adapter on {base}, which is itself an adapter; export {base} first and train on that")
+            raise UserError(
+                f"{path} is an adapter on {base}, which is itself an adapter; export {base} first and train on that"
+            )
         return Place(inner.base, folder)
     if not (folder / "config.json").exists():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
@@ -64,7 +67,9 @@ def load_tokenizer(model: Model, training_texts: Callable[[], Iterable[str]]) ->
             return make_tokenizer(wanted, training_texts())
         return tokenizer_from(wanted)
     assert model.path is not None
-    return tokenizer_from(find_model(model.path).tokenizer, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    return tokenizer_from(
+        find_model(model.path).tokenizer, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
 
 
 def tokenizer_from(path: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -127,6 +132,7 @@ def model_from(place: Place, dtype: torch.dtype, *, merge: bool = False, **optio
         return cast("PreTrainedModel", model)
     from peft import PeftModel
 
+    check_base(place.adapter, Path(place.base))
     wrapped: Any = PeftModel.from_pretrained(model, str(place.adapter))
     return cast("PreTrainedModel", wrapped.merge_and_unload() if merge else wrapped)
 

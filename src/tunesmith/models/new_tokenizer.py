@@ -19,7 +19,7 @@ SPECIAL = [END_OF_TEXT, TURN_BEGIN, TURN_END]
 
 
 def make_tokenizer(wanted: NewTokenizer, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Return a tokenizer over *texts* with ChatML as its template; any text survives a round trip, by bytes if need be."""
+    """Return a tokenizer over *texts* with ChatML as its template; any text survives a round trip, by bytes at need."""
     from transformers import PreTrainedTokenizerFast
 
     inner = _characters(wanted, texts) if wanted.kind == "characters" else _byte_level_bpe(wanted, texts)

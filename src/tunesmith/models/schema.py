@@ -64,7 +64,9 @@ class Model(Block):
         if folder.is_dir():
             if not any((folder / n).exists() for n in ("config.json", "adapter_config.json", "weights")):
                 found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-                yield Problem("model.path", f"{self.path} holds no model (found {found})", hint="a model folder has config.json")
+                yield Problem(
+                    "model.path", f"{self.path} holds no model (found {found})", hint="a model folder has config.json"
+                )
         elif folder.is_file():
             yield Problem("model.path", f"{self.path} is a file", hint="give the folder that holds config.json")
         elif self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or folder.parent.is_dir():

@@ -47,6 +47,15 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^({_pattern})$"), _first)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our reader or YAML 1.1 would take for something other than text."""
+
+
+for _first_character, _resolvers in _Loader.yaml_implicit_resolvers.items():
+    for _tag, _compiled in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _compiled, [_first_character])
+
+
 @dataclass
 class Document:
     """A recipe's values, where each was written (``file:line`` or the override), and what is wrong with the writing."""
@@ -144,6 +153,7 @@ class _NodeReader:
         values = {}
         for key_node, value_node in node.value:
             child = (*at, str(self._key(key_node)))
+            self.origins.pop(child, None)  # what is written twice stands where it was written last
             self.origins[child] = self._line(key_node)
             values[self._key(key_node)] = self.read(value_node, child)
         return values
@@ -169,6 +179,11 @@ class _NodeReader:
 
     def _line(self, node: yaml.Node) -> str:
         return f"{self.file}:{node.start_mark.line + 1}"
+
+
+def write_values(values: dict[str, Any]) -> str:
+    """Return *values* as YAML that :func:`read_document`, or any other reader, reads back as they are."""
+    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
 def _read_text(path: Path) -> str:
@@ -199,16 +214,18 @@ def _read_value(text: str) -> Any:
 
 def _opened(value: Any, place: Place | None, next_key: str, name: str) -> dict[str, Any] | list[Any]:
     """Return the group or list that *value* is, or stands for; an empty one where there is none yet."""
-    if place is not None and place.is_list and value is not None and not isinstance(value, list):
-        value = [value]
-    if value is None:
-        return [] if place is not None and place.is_list and next_key.isdigit() else {}
-    if isinstance(value, str) and place is not None and (short := place.short_for):
-        value = {short: value}
+    if place is not None and not place.has_inside:
+        raise _NoPlaceError(f"{name} is one setting, not a group of them")
+    if place is not None and place.is_list and not isinstance(value, list):
+        value = [] if value is None else [value]
     if isinstance(value, list) and not next_key.isdigit():
         raise _NoPlaceError(f"{name} is a list; say which entry, such as {name}.0.{next_key}")
-    if not isinstance(value, dict | list):
+    if isinstance(value, str) and place is not None and (short := place.short_for):
+        return {short: value}
+    if value is not None and not isinstance(value, dict | list):
         raise _NoPlaceError(f"{name} is {value!r}, not a group of settings")
+    if value is None:
+        return [] if place is not None and place.fits_list and next_key.isdigit() else {}
     return value
 
 

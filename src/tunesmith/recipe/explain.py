@@ -141,7 +141,8 @@ def _describe(found: _Found) -> str:
     if setting is None:
         return ""
     block = found.place.block({}) if found.place is not None else None
-    return (setting.description or (block.__doc__ if block else None) or "").partition("\n")[0]
+    text = setting.description or (block.__doc__ if block else None) or ""
+    return text.partition("\n")[0].replace("``", "'")
 
 
 def _correct(place: Place, value: Any) -> str:
@@ -150,8 +151,12 @@ def _correct(place: Place, value: Any) -> str:
         return close.strip(" ()")
     if place.is_list and isinstance(value, str | int | float):
         return f"write [{value}]"
-    wants_text = any(kind is str for kind, _ in place.alternatives)
-    return f"put it in quotes: '{value}'" if wants_text and isinstance(value, int | float) else ""
+    if isinstance(value, int | float) and any(kind is str for kind, _ in place.alternatives):
+        return f"put it in quotes: '{value}'"
+    if names := place.choices() if any(registry for _, registry in place.alternatives) else []:
+        return f"there are {', '.join(names)}"
+    block = place.block({})
+    return f"its settings are {', '.join(block.model_fields)}" if block else ""
 
 
 def _shown(value: Any) -> str:

@@ -32,6 +32,16 @@ class Place:
         return all(get_origin(kind) is list for kind, _ in self.alternatives)
 
     @property
+    def fits_list(self) -> bool:
+        """Whether a list is among what fits."""
+        return any(get_origin(kind) is list for kind, _ in self.alternatives)
+
+    @property
+    def has_inside(self) -> bool:
+        """Whether a group or a list fits, or anything does."""
+        return any(kind is Any or _is_block(kind) or get_origin(kind) in (list, dict) for kind, _ in self.alternatives)
+
+    @property
     def short_for(self) -> str:
         """The setting that a text stands for, where a group belongs; empty where text is text or wrong."""
         for kind, registry in self.alternatives:
@@ -118,6 +128,8 @@ def _word(kind: Any, registry: Registry[Any] | None) -> str:
         return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
     if origin is list:
         return "a list"
+    if _is_block(kind) and kind.short_for:
+        return f"a {kind.short_for}, or a group of settings"
     if origin is dict or _is_block(kind):
         return "a group of settings"
     return _WORDS.get(kind, str(kind))

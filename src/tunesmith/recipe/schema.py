@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, mod
 from tunesmith.core.errors import Problem
 from tunesmith.core.registry import Block
 from tunesmith.data.source import Source, check_source
+from tunesmith.generation.settings import Generation
 from tunesmith.methods import METHODS, Method
 from tunesmith.models.schema import Model
 from tunesmith.optimizers import OPTIMIZERS, Optimizer
@@ -38,7 +39,7 @@ class Data(Block):
     """Longest sequence, in tokens, prompt and answer together."""
 
     too_long: Literal["cut", "drop", "refuse"] = "cut"
-    """What happens to a longer one: its answer loses its end, it is left out, or the run is refused. Counted and shown."""
+    """What happens to a longer one: its answer loses its end, it is left out, or the run is refused. Always counted."""
 
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Whether a row that cannot be read stops the run or is skipped. Either way it is named with file and line."""
@@ -111,22 +112,6 @@ class Engine(Block):
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory."""
 
 
-class Generation(Block):
-    """How answers are sampled when a run is evaluated."""
-
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    """Longest answer, in tokens."""
-
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 takes the likeliest token; poems like 0.8 to 1.0."""
-
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample only from the likeliest tokens that together reach this probability."""
-
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Prompts answered at once."""
-
-
 class Evaluation(Block):
     """How the model is judged, during training and after."""
 
@@ -193,8 +178,8 @@ class Recipe(Block):
 
     def check(self) -> Iterable[Problem]:
         """Yield what cannot work although each setting by itself may; light: no torch, no weights, no network."""
-        for name in ("train", "validation"):
-            for index, source in enumerate(getattr(self.data, name)):
+        for name, sources in (("train", self.data.train), ("validation", self.data.validation)):
+            for index, source in enumerate(sources):
                 yield from check_source(source, f"data.{name}.{index}")
         yield from self.model.check()
         for plugin in (self.stage, self.method, self.optimizer, *self.evaluation.scores):

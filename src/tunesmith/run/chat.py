@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from tunesmith.data.conversation import Conversation, Message
+from tunesmith.generation.settings import Generation
 from tunesmith.run.evaluate import load_contestant
 
 if TYPE_CHECKING:
@@ -20,16 +21,15 @@ class Talk:
 
     contestant: Contestant
     system: str | None
-    max_new_tokens: int
-    temperature: float
+    generation: Generation
     said: list[Message] = field(default_factory=list)
 
     @classmethod
-    def load(cls, model: str, system: str | None, *, max_new_tokens: int, temperature: float, device: str) -> Self:
+    def load(cls, model: str, system: str | None, generation: Generation, device: str) -> Self:
         """Load *model*; raise :class:`UserError` where it cannot be."""
         contestant = load_contestant(model, device)
         contestant.model.eval()
-        return cls(contestant, system, max_new_tokens, temperature)
+        return cls(contestant, system, generation)
 
     def forget(self) -> None:
         """Begin a new dialogue."""
@@ -51,9 +51,8 @@ class Talk:
             self.contestant.model,
             template.tokenizer,
             prompt,
+            self.generation,
             stop_ids=template.stop_ids,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
         )
         for piece in pieces:
             answer.append(piece)

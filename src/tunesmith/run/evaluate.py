@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import DataError, UserError
 from tunesmith.core.events import Listener, ignore
-from tunesmith.recipe.schema import Generation
 from tunesmith.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -17,11 +16,27 @@ if TYPE_CHECKING:
 
     from tunesmith.data.conversation import Conversation
     from tunesmith.engine.pack import Layout
+    from tunesmith.generation.settings import Generation
     from tunesmith.scoring import Scorer
     from tunesmith.stages import Stage
     from tunesmith.templates.chat import ChatTemplate
 
 DEFAULT_SCORES = ("exact_match", "length_match", "chrf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What models are judged on."""
+
+    conversations: Sequence[Conversation]
+    source: str
+    """Where they are from, for the report."""
+    answered: int
+    """How many of them, from the first, are answered; the loss is over all."""
+    generation: Generation
+    limit: int
+    """Longer sequences, in tokens, do not count for the loss."""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,20 +55,10 @@ class Contestant:
     template: ChatTemplate
     layout: Layout = "padded"
 
-    def judge(
-        self,
-        conversations: Sequence[Conversation],
-        stage: Stage,
-        generation: Generation,
-        *,
-        limit: int,
-        answered: int,
-        seed: int,
-        progress: Listener = ignore,
-    ) -> Judged:
-        """Return the loss over all *conversations*, and answers to the first *answered* of them."""
-        asked = conversations[:answered]
-        return Judged(self._loss(conversations, stage, limit), self._answers(asked, generation, seed, progress))
+    def judge(self, questions: Questions, stage: Stage, progress: Listener = ignore) -> Judged:
+        """Return the loss of *stage* over the questions, and answers to the first of them."""
+        loss = self._loss(questions.conversations, stage, questions.limit)
+        return Judged(loss, self._answers(questions, progress))
 
     def _loss(self, conversations: Sequence[Conversation], stage: Stage, limit: int) -> float | None:
         """Return the stage's loss; None where the data has nothing to predict (no answers)."""
@@ -77,9 +82,10 @@ class Contestant:
                 total += float(stage.loss(packed(**pack_arguments(tensors)), tensors).total)
         return total / stage.size(examples)
 
-    def _answers(self, asked: Sequence[Conversation], generation: Generation, seed: int, progress: Listener) -> list[str]:
+    def _answers(self, questions: Questions, progress: Listener) -> list[str]:
         from tunesmith.generation.sample import answer_all
 
+        asked = questions.conversations[: questions.answered]
         if not asked:
             return []
         prompts = [self._prompt(conversation) for conversation in asked]
@@ -87,12 +93,9 @@ class Contestant:
         written = answer_all(
             self.model,
             prompts,
+            questions.generation,
             stop_ids=self.template.stop_ids,
-            max_new_tokens=generation.max_new_tokens,
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            batch_size=generation.batch_size,
-            seed=seed,
+            seed=questions.seed,
             progress=lambda done: progress({"kind": "progress", "task": "answers", "done": done, "total": len(asked)}),
         )
         return [text.strip() for text in self.template.tokenizer.batch_decode(written, skip_special_tokens=True)]
@@ -105,12 +108,10 @@ class Contestant:
         return tokens[: max(1, len(tokens) // 3)]
 
 
-def evaluation_report(
-    judged: dict[str, Judged], conversations: Sequence[Conversation], scores: Sequence[Scorer], data: str
-) -> dict[str, Any]:
+def evaluation_report(judged: dict[str, Judged], questions: Questions, scores: Sequence[Scorer]) -> dict[str, Any]:
     """Return the comparison of the models in *judged* as the JSON that reports and tables are made from."""
     answered = min(len(each.answers) for each in judged.values())
-    asked = list(conversations[:answered])
+    asked = list(questions.conversations[:answered])
     summaries = {
         score.type_name(): {name: score.summary(asked, each.answers[:answered]) for name, each in judged.items()}
         for score in (scores if asked else ())
@@ -122,7 +123,8 @@ def evaluation_report(
             "answers": {name: each.answers[index] for name, each in judged.items()},
             "origin": str(conversation.origin),
             "scores": {
-                s.type_name(): {n: s.score(conversation, each.answers[index]).value for n, each in judged.items()} for s in scores
+                s.type_name(): {n: s.score(conversation, each.answers[index]).value for n, each in judged.items()}
+                for s in scores
             },
         }
         for index, conversation in enumerate(asked)
@@ -134,8 +136,8 @@ def evaluation_report(
         "loss": losses,
         "perplexity": {name: math.exp(min(loss, 700.0)) for name, loss in losses.items()},
         "rows": rows,
-        "data": data,
-        "examples": len(conversations),
+        "data": questions.source,
+        "examples": len(questions.conversations),
     }
 
 
@@ -189,36 +191,27 @@ def model_stop_ids(place: Any, model: Any) -> list[int]:
 
 def compare(
     paths: dict[str, str],
-    conversations: Sequence[Conversation],
+    questions: Questions,
     scores: Sequence[Scorer],
-    generation: Generation,
     *,
-    answered: int,
-    data: str,
-    seed: int = 0,
     device: str = "auto",
-    limit: int = 4096,
     progress: Listener = ignore,
 ) -> dict[str, Any]:
     """Judge each model in *paths* (name -> run, folder or Hub name), one in memory at a time."""
     from tunesmith.stages import STAGES
 
-    if not conversations:
+    if not questions.conversations:
         raise UserError("no conversations to evaluate on")
-    stage = STAGES.get("pretrain" if conversations[0].text is not None else "sft")()
+    stage = STAGES.get("pretrain" if questions.conversations[0].text is not None else "sft")()
     judged = {}
     for name, path in paths.items():
-        progress({"kind": "notice", "text": f"loading {name}: {path}"})
-        contestant = load_contestant(path, device)
-        judged[name] = contestant.judge(
-            conversations, stage, generation, limit=limit, answered=answered, seed=seed, progress=progress
-        )
-        del contestant
-    return evaluation_report(judged, conversations, scores, data)
+        progress({"kind": "notice", "text": f"loading {name}"})
+        judged[name] = load_contestant(path, device).judge(questions, stage, progress)
+    return evaluation_report(judged, questions, scores)
 
 
 def held_out(data: Sequence[str], targets: Sequence[str]) -> tuple[list[Conversation], str]:
-    """Return the conversations to judge on: those in the files *data*, else the held-out ones of the first run named."""
+    """Return the conversations to judge on: those in the files *data*, else the first run's held-out ones."""
     from tunesmith.data.read import read_sources
     from tunesmith.data.source import Source
     from tunesmith.run.prepare import read_data

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
 from tunesmith.core.files import whole_folder
+from tunesmith.generation.settings import Generation
 from tunesmith.run.evaluate import load_contestant
 
 if TYPE_CHECKING:
@@ -84,13 +85,15 @@ def _continuations(contestant: Contestant) -> list[list[int]]:
     contestant.model.eval()
     # one prompt at a time: filling rows up would round differently and hide nothing
     prompts = _probe_prompts(contestant)
-    return answer_all(contestant.model, prompts, stop_ids=(), max_new_tokens=_PROBE_TOKENS, batch_size=1)
+    return answer_all(contestant.model, prompts, Generation(max_new_tokens=_PROBE_TOKENS, batch_size=1), stop_ids=())
 
 
 def _check_equal(expected: list[list[int]], found: list[list[int]], tokenizer: Any) -> None:
     for probe, before, after in zip(PROBES, expected, found, strict=True):
         if before != after:
-            at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+            )
             raise UserError(
                 f"the merged model differs from the run: after {probe!r} + {at} tokens it writes "
                 f"{tokenizer.decode(after[at : at + 8])!r} instead of {tokenizer.decode(before[at : at + 8])!r}; "

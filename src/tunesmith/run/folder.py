@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tunesmith.core.errors import UserError
 from tunesmith.core.files import read_jsonl, write_json, write_text
-from tunesmith.recipe.read import recipe_from_values
+from tunesmith.recipe.document import read_document, write_values
+from tunesmith.recipe.read import read_recipe
 
 if TYPE_CHECKING:
     from tunesmith.core.events import Event
@@ -45,7 +44,7 @@ class RunFolder:
             shutil.rmtree(folder.path)
         folder.path.mkdir(parents=True, exist_ok=True)
         values = recipe.model_dump(mode="json", exclude_defaults=True)
-        write_text(folder.path / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+        write_text(folder.path / "recipe.yaml", write_values(values))
         return folder
 
     @classmethod
@@ -78,12 +77,11 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """Read the recipe the run was started with."""
-        where = str(self.path / "recipe.yaml")
-        return recipe_from_values(yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8")), where)
+        return read_recipe(self.path / "recipe.yaml")
 
     def template_arguments(self) -> dict[str, Any]:
         """Return the template arguments of the run's recipe, without checking the rest of it."""
-        values = yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8"))
+        values = read_document(self.path / "recipe.yaml").values
         template = values.get("template") or {}
         return dict(template.get("arguments") or {}) if isinstance(template, dict) else {}
 

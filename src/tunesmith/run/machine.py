@@ -29,7 +29,9 @@ class Machine:
         """Look at this machine; without torch, as a machine that can plan but not train."""
         cores = os.cpu_count() or 1
         if importlib.util.find_spec("torch") is None:
-            return cls(name=platform.processor() or platform.machine(), cores=cores, processes=processes, has_torch=False)
+            return cls(
+                name=platform.processor() or platform.machine(), cores=cores, processes=processes, has_torch=False
+            )
         import torch
 
         if wanted in ("auto", "cuda") and torch.cuda.is_available():

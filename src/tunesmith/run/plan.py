@@ -40,7 +40,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, machine: Machine, examples: int, *, validated: bool) -> Plan:
-    """Settle *recipe* for *machine* and so many training *examples*; raise :class:`RecipeError` for what cannot work."""
+    """Settle *recipe* for *machine* and so many *examples*; raise :class:`RecipeError` for what cannot work."""
     _check_machine(recipe, machine)
     why = {
         "device": machine.name,
@@ -51,11 +51,17 @@ def make_plan(recipe: Recipe, machine: Machine, examples: int, *, validated: boo
     precision = settings.precision
     if precision == "auto":
         precision = "bfloat16" if machine.bfloat16 else "float32"
-        why["precision"] = f"{machine.name} computes bfloat16 fast" if machine.bfloat16 else f"{machine.device}: exact, and no faster otherwise"
+        why["precision"] = (
+            f"{machine.name} computes bfloat16 fast"
+            if machine.bfloat16
+            else f"{machine.device}: exact, and no faster otherwise"
+        )
     layout = settings.layout
     if layout == "auto":
         layout = "prefix"
-        why["layout"] = "packed, with shared prompts computed once; checked against single sequences before the first step"
+        why["layout"] = (
+            "packed, with shared prompts computed once; checked against single sequences before the first step"
+        )
     tokens = settings.tokens_per_pass
     if tokens is None:
         tokens = 8192 if machine.device == "cuda" else 1024
@@ -67,7 +73,9 @@ def make_plan(recipe: Recipe, machine: Machine, examples: int, *, validated: boo
     per_epoch = math.ceil(examples / schedule.batch_size)
     steps = schedule.steps or max(1, round(schedule.epochs * per_epoch))
     if schedule.steps is None:
-        why["steps"] = f"{schedule.epochs:g} epochs of {per_epoch} steps ({examples} examples, {schedule.batch_size} a step)"
+        why["steps"] = (
+            f"{schedule.epochs:g} epochs of {per_epoch} steps ({examples} examples, {schedule.batch_size} a step)"
+        )
     every = recipe.evaluation.every
     if validated and every is None:
         every = max(1, steps // 10)
@@ -97,7 +105,13 @@ def _check_machine(recipe: Recipe, machine: Machine) -> None:
     problems = []
     wanted = recipe.engine.device
     if wanted not in ("auto", machine.device):
-        problems.append(Problem("engine.device", f"{wanted} was asked for, this machine has {machine.device}", hint="use engine.device=auto"))
+        problems.append(
+            Problem(
+                "engine.device",
+                f"{wanted} was asked for, this machine has {machine.device}",
+                hint="use engine.device=auto",
+            )
+        )
     if recipe.engine.precision == "float16" and machine.device == "cpu":
         problems.append(Problem("engine.precision", "float16 does not train on a CPU", hint="use float32 or bfloat16"))
     if problems:
@@ -109,5 +123,7 @@ def _notices(recipe: Recipe, examples: int) -> list[str]:
     if recipe.model.trust_remote_code:
         notices.append(f"model.trust_remote_code: Python code that comes with {recipe.model.path} will be run")
     if examples < recipe.schedule.batch_size:
-        notices.append(f"only {examples} examples for a batch of {recipe.schedule.batch_size}: every step sees all of them")
+        notices.append(
+            f"only {examples} examples for a batch of {recipe.schedule.batch_size}: every step sees all of them"
+        )
     return notices

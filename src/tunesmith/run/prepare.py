@@ -73,7 +73,9 @@ def read_data(recipe: Recipe) -> ReadData:
         return ReadData(train, validation, train.conversations, validation.conversations)
     count = round(len(train.conversations) * data.validation_share)
     if data.validation_share and not count:
-        raise UserError(f"data.validation_share: {data.validation_share} of {len(train.conversations)} conversations is none")
+        raise UserError(
+            f"data.validation_share: {data.validation_share} of {len(train.conversations)} conversations is none"
+        )
     order = np.random.default_rng(recipe.seed).permutation(len(train.conversations))
     held = {int(i) for i in order[:count]}
     kept = [c for i, c in enumerate(train.conversations) if i not in held]
@@ -85,10 +87,15 @@ def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) 
     template = ChatTemplate(tokenizer, recipe.template.name, recipe.template.arguments)
     train = _split(recipe, template, data.train_conversations, data.train)
     if not train.examples:
-        raise DataError(f"nothing to learn: none of {len(data.train_conversations)} conversations has a trained token left")
+        raise DataError(
+            f"nothing to learn: none of {len(data.train_conversations)} conversations has a trained token left"
+        )
     notices = []
     if template.ends_added:
-        notices.append(f"the template does not end {template.ends_added} answers: the end token was added, so that the model learns to stop")
+        notices.append(
+            f"the template does not end {template.ends_added} answers: the end token was added, so that the model "
+            "learns to stop"
+        )
     held = data.validation_conversations
     validation = _split(recipe, template, held, data.validation) if held else None
     for name, split in (("training", train), ("validation", validation)):
@@ -109,7 +116,9 @@ def _losses(name: str, split: Split | None, recipe: Recipe) -> list[str]:
     return [f"{split.counts[key]} {name} {text}" for key, text in said.items() if split.counts[key]]
 
 
-def _split(recipe: Recipe, template: ChatTemplate, conversations: Sequence[Conversation], read: DataRead | None) -> Split:
+def _split(
+    recipe: Recipe, template: ChatTemplate, conversations: Sequence[Conversation], read: DataRead | None
+) -> Split:
     limit = recipe.data.max_tokens
     made = recipe.stage.examples(conversations, template, limit)
     examples: list[Example] = []
@@ -129,7 +138,10 @@ def _split(recipe: Recipe, template: ChatTemplate, conversations: Sequence[Conve
         dropped += lost
     if too_long and recipe.data.too_long == "refuse":
         shown = "\n".join(too_long[:10])
-        raise DataError(f"{shown}\n{len(too_long)} conversations are longer than data.max_tokens = {limit}; raise it, or set data.too_long")
+        raise DataError(
+            f"{shown}\n{len(too_long)} conversations are longer than data.max_tokens = {limit}; "
+            "raise it, or set data.too_long"
+        )
     sequences = [s for e in examples for s in e.sequences]
     counts = {
         "rows": read.rows if read else len(conversations),

@@ -13,8 +13,9 @@ from tunesmith import __version__
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Listener, ignore
 from tunesmith.core.settings import process_settings
+from tunesmith.models.fingerprint import remember_base
 from tunesmith.models.load import find_model, load_config, load_model, load_tokenizer
-from tunesmith.run.evaluate import Contestant, evaluation_report
+from tunesmith.run.evaluate import Contestant, Questions, evaluation_report
 from tunesmith.run.folder import RunFolder
 from tunesmith.run.machine import Machine, library_versions
 from tunesmith.run.plan import Plan, make_plan
@@ -45,7 +46,7 @@ class Outcome:
 
 
 def train(recipe: Recipe, listener: Listener = ignore, *, overwrite: bool = False) -> Outcome:
-    """Carry *recipe* out from its beginning; raise :class:`UserError` before the weights load for all that cannot work."""
+    """Carry *recipe* out; raise :class:`UserError` before the weights load for all that cannot work."""
     settled = _settle(recipe, listener)
     main = process_settings().rank == 0
     folder = RunFolder.create(recipe, overwrite=overwrite) if main else RunFolder(recipe.output)
@@ -69,7 +70,9 @@ def resume(path: Path, listener: Listener = ignore) -> Outcome:
     checkpoint = saved[-1][1] if saved else None
     if process_settings().rank == 0:
         folder.forget_after(saved[-1][0] if saved else 0)
-    listener({"kind": "notice", "text": f"resuming from {checkpoint}" if checkpoint else "no checkpoint yet: starting again"})
+    listener(
+        {"kind": "notice", "text": f"resuming from {checkpoint}" if checkpoint else "no checkpoint yet: starting again"}
+    )
     return _carry_out(settled, folder, listener, checkpoint=checkpoint)
 
 
@@ -104,7 +107,9 @@ def _check_fit(config: PreTrainedConfig, prepared: Prepared) -> list[str]:
     tokens, rows = len(prepared.template.tokenizer), int(text.vocab_size)
     highest = max(int(s.tokens.max()) for e in prepared.train.examples for s in e.sequences)
     if highest >= rows:
-        raise UserError(f"model: its embedding has {rows} rows, but the tokenizer ({tokens} tokens) gives token id {highest}")
+        raise UserError(
+            f"model: its embedding has {rows} rows, but the tokenizer ({tokens} tokens) gives token id {highest}"
+        )
     longest, context = prepared.train.counts["longest"], getattr(text, "max_position_embeddings", None)
     if context and min(longest, prepared.train.counts["longest"]) > context:
         return [f"sequences of up to {longest} tokens, but the model was made for {context}: lower data.max_tokens"]
@@ -173,7 +178,7 @@ def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpo
 
 
 def _ready_model(settled: _Settled, device: Any) -> tuple[Any, Any]:
-    """Load the model, apply the method, and keep what trains in float32; return it and the transformers model inside."""
+    """Load the model, apply the method, keep what trains in float32; return it and the transformers model inside."""
     import torch
 
     plan, recipe = settled.plan, settled.plan.recipe
@@ -217,13 +222,13 @@ def _loop(settled: _Settled, packed: Any, accelerator: Any, folder: RunFolder, l
 @contextmanager
 def _stopping(loop: TrainingLoop) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the loop after its step; a second one ends the process at once."""
-    before = {}
+    before: dict[int, Any] = {}
 
     def stop(number: int, _: Any) -> None:
         loop.request_stop(signal.Signals(number).name)
         signal.signal(number, before[number] or signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         try:
             before[number] = signal.signal(number, stop)
         except ValueError:  # not the main thread: whoever runs us there stops us another way
@@ -231,8 +236,8 @@ def _stopping(loop: TrainingLoop) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for given, handler in before.items():
+            signal.signal(given, handler)
 
 
 def _finish(settled: _Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> None:
@@ -258,7 +263,7 @@ def save_weights(settled: _Settled, model: Any, folder: RunFolder) -> None:
 
     recipe, template = settled.plan.recipe, settled.prepared.template
     base = recipe.method.base_model(model)
-    local = Path(base.config.name_or_path)
+    local = Path(base.config.name_or_path or "")
     if recipe.method.adds_adapter and local.is_dir():
         for config in model.peft_config.values():
             config.base_model_name_or_path = str(local.resolve())
@@ -266,6 +271,8 @@ def save_weights(settled: _Settled, model: Any, folder: RunFolder) -> None:
     generation.eos_token_id = list(template.stop_ids) or None
     with whole_folder(folder.weights) as partial:
         recipe.method.save(model, partial)
+        if recipe.method.adds_adapter and local.is_dir():
+            remember_base(partial, local)
         template.tokenizer.save_pretrained(partial)
         generation.save_pretrained(partial)
 
@@ -274,28 +281,31 @@ def _judge(settled: _Settled, loop: TrainingLoop, layout: Any, emit: Listener) -
     """Return the evaluation of base and tuned model on the validation data."""
     recipe, prepared = settled.plan.recipe, settled.prepared
     assert prepared.validation is not None
-    conversations, model = prepared.validation.conversations, loop.inner.model
-    options = {
-        "limit": recipe.data.max_tokens,
-        "answered": recipe.evaluation.examples,
-        "seed": recipe.seed,
-        "progress": emit,
-    }
-    generation = recipe.evaluation.generation
+    conversations = prepared.validation.conversations
+    model: Any = loop.inner.model
+    split = f"{recipe.data.validation_share:.0%} of the training data"
+    questions = Questions(
+        conversations=conversations,
+        source=", ".join(s.path for s in recipe.data.validation) or split,
+        answered=recipe.evaluation.examples,
+        generation=recipe.evaluation.generation,
+        limit=recipe.data.max_tokens,
+        seed=recipe.seed,
+    )
     emit({"kind": "notice", "text": f"evaluating on {len(conversations)} held-out conversations"})
     tuned = Contestant(model, prepared.template, layout)
-    judged = {"tuned": tuned.judge(conversations, recipe.stage, generation, **options)}
+    judged = {"tuned": tuned.judge(questions, recipe.stage, emit)}
     if recipe.method.adds_adapter:
         with model.disable_adapter():
-            judged = {"base": tuned.judge(conversations, recipe.stage, generation, **options), **judged}
+            judged = {"base": tuned.judge(questions, recipe.stage, emit), **judged}
     elif recipe.model.scratch is None:
         import torch
 
-        base: Any = load_model(recipe.model, settled.config, torch.float32, recipe.seed).to(model.device)
+        base: Any = load_model(recipe.model, settled.config, torch.float32, recipe.seed)
+        base = base.to(model.device)
         before = Contestant(base, prepared.template, layout)
-        judged = {"base": before.judge(conversations, recipe.stage, generation, **options), **judged}
-    source = ", ".join(s.path for s in recipe.data.validation) or f"{recipe.data.validation_share:.0%} of the training data"
-    return evaluation_report(judged, conversations, recipe.evaluation.scores, source)
+        judged = {"base": before.judge(questions, recipe.stage, emit), **judged}
+    return evaluation_report(judged, questions, recipe.evaluation.scores)
 
 
 def _count(model: Any, *, training: bool = False) -> int:

@@ -32,7 +32,9 @@ class Loss(NamedTuple):
 class Stage(Spec):
     """Turns conversations into examples, and the log-probabilities of a pack into a loss."""
 
-    def examples(self, conversations: Sequence[Conversation], template: ChatTemplate, limit: int) -> list[list[Example]]:
+    def examples(
+        self, conversations: Sequence[Conversation], template: ChatTemplate, limit: int
+    ) -> list[list[Example]]:
         """Return the examples of each conversation, not yet cut to *limit* tokens (given for stages that split).
 
         Raises :class:`tunesmith.core.errors.DataError` that names every conversation the stage cannot use.

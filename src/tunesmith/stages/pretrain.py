@@ -30,7 +30,15 @@ class Pretrain(AbstractLikelihood):
                 "use stage: sft, or give a text column"
             )
         out = []
-        for tokens, conversation in zip(template.encode_texts([c.text or "" for c in conversations]), conversations, strict=True):
+        for tokens, conversation in zip(
+            template.encode_texts([c.text or "" for c in conversations]), conversations, strict=True
+        ):
             pieces = [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
-            out.append([Example((TokenSequence.trained_from(piece, 1),), conversation.origin) for piece in pieces if len(piece) > 1])
+            out.append(
+                [
+                    Example((TokenSequence.trained_from(piece, 1),), conversation.origin)
+                    for piece in pieces
+                    if len(piece) > 1
+                ]
+            )
         return out

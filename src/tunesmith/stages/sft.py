@@ -20,7 +20,12 @@ class SFT(AbstractLikelihood):
     train_on_prompt: bool = False
     """Learn the system's and user's words too; sometimes helps when answers are very short."""
 
-    def examples(self, conversations: Sequence[Conversation], template: ChatTemplate, limit: int) -> list[list[Example]]:  # noqa: ARG002
+    def examples(
+        self,
+        conversations: Sequence[Conversation],
+        template: ChatTemplate,
+        limit: int,  # noqa: ARG002 - the engine cuts what is too long
+    ) -> list[list[Example]]:
         """Return one example a conversation: one sequence, or several where the template rewrites history."""
         sequences = template.sequences(conversations, train_on_prompt=self.train_on_prompt)
         return [[Example(tuple(s), c.origin)] for s, c in zip(sequences, conversations, strict=True)]

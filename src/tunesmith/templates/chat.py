@@ -39,7 +39,9 @@ class _Turn:
 class ChatTemplate:
     """A tokenizer with the template that training, evaluation, chat and serving all use."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "auto", arguments: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, name: str = "auto", arguments: dict[str, Any] | None = None
+    ) -> None:
         """Settle the template; a named one is written into *tokenizer*, so that every later tool renders the same.
 
         Raises :class:`UserError` where the tokenizer has no template, or lacks the named template's control tokens.
@@ -61,10 +63,10 @@ class ChatTemplate:
                 index = tokenizer.convert_tokens_to_ids(token)
                 if index is None or index == tokenizer.unk_token_id:
                     raise UserError(
-                        f"template.name: {name} ends turns with {token}, which this tokenizer does not have as a token; "
+                        f"template.name: {name} ends turns with {token}, which is no token of this tokenizer; "
                         "use template: alpaca, or a template that fits the model"
                     )
-                stop.append(int(index))
+                stop.append(int(index))  # type: ignore[arg-type]  # one token in, one id out
         tokenizer.chat_template = template.jinja
         self.stop_ids = tuple(dict.fromkeys([*stop, *self.stop_ids]))
 
@@ -76,7 +78,7 @@ class ChatTemplate:
         """Return the text of *messages*, followed by the beginning of an assistant turn where *prompt* is set."""
         if not self.has_chat:
             raise UserError(
-                "template.name: this tokenizer has no chat template (a base model?); name one: template: alpaca or chatml"
+                "template.name: the tokenizer has no chat template (a base model?); name one, such as template: alpaca"
             )
         text = self.tokenizer.apply_chat_template(
             [message.as_template_input() for message in messages],
@@ -105,7 +107,9 @@ class ChatTemplate:
         """Return what generation is given to answer each conversation's last turn; plain texts are given none."""
         return self.encode([self.render(c.prompt(), tools=c.tools, prompt=True) for c in conversations])
 
-    def sequences(self, conversations: Sequence[Conversation], *, train_on_prompt: bool = False) -> list[list[TokenSequence]]:
+    def sequences(
+        self, conversations: Sequence[Conversation], *, train_on_prompt: bool = False
+    ) -> list[list[TokenSequence]]:
         """Return the token sequences of each conversation with the weight of every token.
 
         Raises :class:`DataError` that names the conversations whose trained tokens cannot be told.
@@ -157,7 +161,7 @@ class ChatTemplate:
         return [TokenSequence.of(tokens, weights) for tokens, weights in out if any(weights[1:])]
 
     def _ended(self, reply: list[int]) -> list[int]:
-        """Return *reply* through its first end-of-turn token, with the end token added where the template wrote none."""
+        """Return *reply* through its first end-of-turn token; one is added where the template wrote none."""
         for index, token in enumerate(reply):
             if token in self.stop_ids:
                 return reply[: index + 1]
@@ -169,6 +173,8 @@ def special_token_counts(sequences: Sequence[TokenSequence], tokenizer: PreTrain
     """Return how many sequences begin with the begin token twice, or end with the end token twice."""
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     return {
-        "duplicated_begin": sum(len(s) > 1 and begin is not None and bool((s.tokens[:2] == begin).all()) for s in sequences),
+        "duplicated_begin": sum(
+            len(s) > 1 and begin is not None and bool((s.tokens[:2] == begin).all()) for s in sequences
+        ),
         "duplicated_end": sum(len(s) > 1 and end is not None and bool((s.tokens[-2:] == end).all()) for s in sequences),
     }

@@ -38,7 +38,9 @@ def check_template_name(name: str) -> str:
         if Path(name).is_file():
             return name
         raise ValueError(f"no such file: {name}")
-    raise ValueError(f"unknown template {name!r}{suggest(name, names)}; have {', '.join(names)}, or the path of a .jinja file")
+    raise ValueError(
+        f"unknown template {name!r}{suggest(name, names)}; have {', '.join(names)}, or the path of a .jinja file"
+    )
 
 
 def read_template(name: str) -> NamedTemplate:
@@ -48,4 +50,6 @@ def read_template(name: str) -> NamedTemplate:
     comment = _COMMENT.match(text)
     head = comment.group(1).strip().splitlines() if comment else []
     stop = [line.strip().removeprefix("stop:").strip() for line in head if line.strip().startswith("stop:")]
-    return NamedTemplate(path.stem, text[comment.end() :] if comment else text, head[0].strip() if head else "", tuple(stop))
+    return NamedTemplate(
+        path.stem, text[comment.end() :] if comment else text, head[0].strip() if head else "", tuple(stop)
+    )

@@ -16,7 +16,8 @@ class TokenSequence:
 
     def __post_init__(self) -> None:
         assert self.tokens.shape == self.weight.shape
-        assert len(self.tokens) > 0 and self.weight[0] == 0
+        assert len(self.tokens) > 0
+        assert self.weight[0] == 0, "nothing predicts the first token"
 
     @classmethod
     def of(cls, tokens: Sequence[int], weight: Sequence[float]) -> "TokenSequence":

@@ -21,15 +21,26 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, in YAML.", metavar="RECIPE")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it, such as schedule.epochs=1 method.rank=8.", metavar="[SETTING=VALUE]...")]
-Target = Annotated[str, typer.Argument(help="A run's folder, an adapter, a model's folder, or a Hub name.", metavar="MODEL")]
-DataFiles = Annotated[list[str] | None, typer.Option("--data", help="File to judge on; left out, the run's own held-out data.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to it, such as schedule.epochs=1 method.rank=8.", metavar="[SETTING=VALUE]..."),
+]
+Target = Annotated[
+    str, typer.Argument(help="A run's folder, an adapter, a model's folder, or a Hub name.", metavar="MODEL")
+]
+DataFiles = Annotated[
+    list[str] | None, typer.Option("--data", help="File to judge on; left out, the run's own held-out data.")
+]
 Scores = Annotated[list[str] | None, typer.Option("--score", help="Score of the answers; may be given several times.")]
 Answered = Annotated[int, typer.Option(help="Conversations to answer.", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; poems like 0.8 to 1.0.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+# tokens; longer conversations are answered, but do not count for the loss
+_LONGEST = 4096
 
 
 class Precision(StrEnum):
@@ -74,7 +85,9 @@ def inspect(
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that the output folder holds.")
+    ] = False,
 ) -> None:
     """Train; then compare with the base model and write the report."""
     from tunesmith.recipe import read_recipe
@@ -112,7 +125,9 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="File for the answers and scores, as JSON.")] = None,
 ) -> None:
     """Judge one model on held-out data: loss, perplexity, scores of its answers."""
-    _compare({"model": model}, data, score, answered, max_new_tokens, temperature, device, as_json=as_json, output=output)
+    _compare(
+        {"model": model}, data, score, answered, max_new_tokens, temperature, device, as_json=as_json, output=output
+    )
 
 
 @app.command()
@@ -146,16 +161,20 @@ def _compare(
     output: Path | None,
 ) -> None:
     from tunesmith.apps.cli import show
-    from tunesmith.recipe.schema import Generation
+    from tunesmith.generation.settings import Generation
     from tunesmith.run import evaluate as judging
 
     scores = judging.make_scores(score or judging.DEFAULT_SCORES)
     conversations, source = judging.held_out(data or (), list(paths.values()))
-    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
+    questions = judging.Questions(
+        conversations=conversations,
+        source=source,
+        answered=answered,
+        generation=Generation(max_new_tokens=max_new_tokens, temperature=temperature),
+        limit=_LONGEST,
+    )
     with show.progress(quiet=as_json) as listener:
-        result = judging.compare(
-            paths, conversations, scores, generation, answered=answered, data=source, device=device, progress=listener
-        )
+        result = judging.compare(paths, questions, scores, device=device, progress=listener)
     if output is not None:
         judging.write_comparison(output, result)
     show.evaluation(result, as_json=as_json)
@@ -172,8 +191,9 @@ def chat(
 ) -> None:
     """Talk with a model."""
     from tunesmith.apps.cli.talk import talk
+    from tunesmith.generation.settings import Generation
 
-    talk(model, prompt, system, max_new_tokens=max_new_tokens, temperature=temperature, device=device)
+    talk(model, prompt, system, Generation(max_new_tokens=max_new_tokens, temperature=temperature), device)
 
 
 @app.command()
@@ -194,7 +214,9 @@ def export(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where its data and runs go.")] = Path("runs/demo"),
-    only_data: Annotated[bool, typer.Option("--only-data", help="Write the data and end; run the recipes yourself.")] = False,
+    only_data: Annotated[
+        bool, typer.Option("--only-data", help="Write the data and end; run the recipes yourself.")
+    ] = False,
 ) -> None:
     """From nothing to a tuned and compared model in a few minutes: no GPU, no download."""
     from tunesmith.apps.cli import show

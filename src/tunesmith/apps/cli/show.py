@@ -66,7 +66,7 @@ class PlainProgress:
             self.steps, self.first, self.began = event["steps"], event["step"], time.monotonic()
         text = self._text(event)
         if text:
-            print(text, flush=True)  # noqa: T201 - this is the log
+            print(text, flush=True)
 
     def _text(self, event: Event) -> str:
         now = time.monotonic()
@@ -207,10 +207,16 @@ def demo(result: Demo) -> None:
     out = console()
     _evaluation(out, result.evaluation, rows=10)
     length = result.evaluation["scores"]["length_match"]
-    line(f"held-out upper lines answered with a lower line of the same length: base {length['base']:.0%}, tuned {length['tuned']:.0%}")
+    line(
+        "held-out upper lines answered with a lower line of the same length: "
+        f"base {length['base']:.0%}, tuned {length['tuned']:.0%}"
+    )
     line(f"report: {result.report}")
     line(f"talk to it: tunesmith chat {result.report.parent} --prompt '请对出下联。\\n春风吹绿柳'")
-    line("the same with a real model: tunesmith train recipes/demo/2-couplets.yaml model=Qwen/Qwen3-0.6B output=runs/qwen")
+    line(
+        "the same with a real model: "
+        "tunesmith train recipes/demo/2-couplets.yaml model=Qwen/Qwen3-0.6B output=runs/qwen"
+    )
 
 
 def evaluation(found: dict[str, Any], *, as_json: bool) -> None:

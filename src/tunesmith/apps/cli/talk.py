@@ -10,25 +10,25 @@ from tunesmith.run.chat import Talk
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tunesmith.generation.settings import Generation
 
-def talk(
-    model: str, prompt: str | None, system: str | None, *, max_new_tokens: int, temperature: float, device: str
-) -> None:
+
+def talk(model: str, prompt: str | None, system: str | None, generation: Generation, device: str) -> None:
     """Answer *prompt*, or each line of standard input until it ends."""
-    conversation = Talk.load(model, system, max_new_tokens=max_new_tokens, temperature=temperature, device=device)
+    conversation = Talk.load(model, system, generation, device)
     if prompt is not None:
         _write(conversation.ask(prompt.replace("\\n", "\n")))
         return
     asking = sys.stdin.isatty()
     if asking:
-        print("Ask away.  /new begins again, /quit ends.  End a line with \\ to go on with it in the next.")  # noqa: T201
+        print("Ask away.  /new begins again, /quit ends.  End a line with \\ to go on with it in the next.")
     while (text := _read(asking=asking)) is not None:
         if text == "/quit":
             return
         if text == "/new":
             conversation.forget()
         elif text.startswith("/"):
-            print(f"no such command: {text}; there are /new and /quit")  # noqa: T201
+            print(f"no such command: {text}; there are /new and /quit")
         elif text:
             _write(conversation.ask(text))
 
@@ -48,5 +48,5 @@ def _read(*, asking: bool) -> str | None:
 
 def _write(pieces: Iterable[str]) -> None:
     for piece in pieces:
-        print(piece, end="", flush=True)  # noqa: T201
-    print()  # noqa: T201
+        print(piece, end="", flush=True)
+    print()

@@ -1,0 +1,109 @@
+"""The front door is quick: help and lists need no heavy library."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ["plan", "inspect", "train", "resume", "evaluate", "compare", "chat", "export", "demo", "list"]
+TUNESMITH = Path(sys.executable).with_name("tunesmith")
+
+
+def run(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([TUNESMITH, *words], capture_output=True, text=True, check=False, **options)
+
+
+def test_help_is_there_at_once():
+    """0.07 s here; the budget of 0.3 s has room for a slow and busy machine."""
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert run("--help").returncode == 0
+        seconds.append(time.monotonic() - began)
+
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["list"], ["list", "settings"]], ids=" ".join)
+def test_help_and_lists_import_nothing_heavy(words):
+    code = f"""
+import sys
+from tunesmith.apps.cli import main
+sys.argv = ["tunesmith", *{words}]
+try:
+    main()
+except SystemExit:
+    pass
+heavy = ("torch", "transformers", "tokenizers", "peft", "datasets", "pyarrow", "accelerate", "sacrebleu", "rouge_score")
+print([name for name in heavy if name in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command():
+    shown = run("--help").stdout
+
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does_and_what_each_option_is(command):
+    shown = run(command, "--help", env={**os.environ, "COLUMNS": "200"}).stdout
+    options = [line.split() for line in shown.partition("Options:\n")[2].splitlines() if line.strip().startswith("--")]
+
+    assert len(shown.splitlines()[2].strip()) > 20
+    assert [words for words in options if len(words) < 3] == []
+
+
+@pytest.mark.parametrize("kind", ["methods", "stages", "optimizers", "formats", "scores", "templates", "settings"])
+def test_a_list_names_each_entry_with_what_it_is(kind):
+    from tunesmith.run.catalogue import catalogue
+
+    shown = run("list", kind, env={**os.environ, "COLUMNS": "200"})
+
+    assert shown.returncode == 0
+    assert [name for name in catalogue(kind)[kind] if f"  {name} " not in shown.stdout] == []
+
+
+def test_python_m_works_too():
+    done = subprocess.run([sys.executable, "-m", "tunesmith", "--help"], capture_output=True, text=True, check=True)
+
+    assert "Commands:" in done.stdout
+
+
+def test_without_a_command_help_is_shown():
+    done = run()
+
+    assert "Commands:" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "trian"),
+        (["train"], "RECIPE"),
+        (["train", "--overwrit", "a.yaml"], "--overwrit"),
+        (["export", "run"], "--to"),
+        (["export", "run", "--to", "x", "--dtype", "int8"], "int8"),
+        (["inspect", "a.yaml", "--records", "-1"], "-1"),
+        (["inspect", "a.yaml", "--records", "many"], "many"),
+        (["evaluate", "run", "--answered", "-5"], "-5"),
+        (["chat", "run", "--max-new-tokens", "0"], "0"),
+        (["chat", "run", "--temperature", "-1"], "-1"),
+        (["compare", "one"], "B"),
+        (["list", "method"], "did you mean 'methods'?"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_command_line_is_exit_code_2_and_names_what_is_wrong(words, said):
+    done = run(*words)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
