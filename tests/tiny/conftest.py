@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +112,9 @@ def saved_model(tmp_path_factory, tokenizer) -> Callable[[str], Path]:
     return save
 
 
-@pytest.fixture
-def make_recipe(tmp_path, saved_model, data) -> Callable[..., Recipe]:
-    """Return a function from an output's name and changed blocks to a recipe of six steps that trains in a blink."""
+@pytest.fixture(scope="session")
+def make_recipe_in(saved_model, data) -> Callable[..., Recipe]:
+    """Return a function from a folder for outputs, a name and changed blocks to a recipe that trains in a blink."""
     train, validation = data
     usual = {
         "data": {"train": train, "validation": validation, "max_tokens": 160},
@@ -125,14 +126,20 @@ def make_recipe(tmp_path, saved_model, data) -> Callable[..., Recipe]:
         "seed": 3,
     }
 
-    def make(name: str = "run", *, architecture: str = "qwen3", **blocks: Any) -> Recipe:
-        values: dict[str, Any] = {"model": str(saved_model(architecture)), "output": str(tmp_path / name), **usual}
+    def make(folder: Path, name: str = "run", *, architecture: str = "qwen3", **blocks: Any) -> Recipe:
+        values: dict[str, Any] = {"model": str(saved_model(architecture)), "output": str(folder / name), **usual}
         for key, block in blocks.items():
             merges = isinstance(block, dict) and isinstance(values.get(key), dict) and "type" not in block
             values[key] = {**values[key], **block} if merges else block
         return recipe_from_values(values)
 
     return make
+
+
+@pytest.fixture
+def make_recipe(make_recipe_in, tmp_path) -> Callable[..., Recipe]:
+    """Return ``make_recipe_in`` for this test's own folder."""
+    return partial(make_recipe_in, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,35 @@ def test_every_layout_gives_the_gradients_of_single_sequences(architecture, meth
         assert distance(found, expected) <= ROUNDING, layout
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2-windowed", "granite-scaled"])
+def test_the_sum_is_that_of_the_log_probabilities(architecture, saved_model, examples):
+    """Stages that know their coefficients take another way through the model's head."""
+    trained, base = load(saved_model(architecture), "full")
+    model = PackModel(trained, base).eval()
+    (pack,) = build_packs(examples, "prefix", 10_000)
+    tensors = pack.to("cpu")
+    (tensors.weight * model(**pack_arguments(tensors))).sum().backward()
+    expected = by_name(trained)
+    trained.zero_grad()
+    model(**pack_arguments(tensors), coefficient=tensors.weight).backward()
+
+    assert distance(by_name(trained), expected) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", STAGES.names())
+def test_a_stage_that_knows_its_coefficients_has_no_other_loss(name, examples):
+    (pack,) = build_packs(examples, "prefix", 10_000)
+    tensors, stage = pack.to("cpu"), STAGES.get(name)()
+    coefficient = stage.coefficient(tensors)
+    if coefficient is None:
+        pytest.skip(f"{name} computes its loss from the log-probabilities")
+    log_probabilities = -torch.rand(len(tensors.target))
+    loss = stage.loss(log_probabilities, tensors)
+
+    torch.testing.assert_close((coefficient * log_probabilities).sum(), loss.total)
+    assert not loss.parts
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cutting_a_step_into_passes_changes_nothing(layout, saved_model, examples):
     path = saved_model("qwen3")

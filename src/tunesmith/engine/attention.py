@@ -199,9 +199,11 @@ def _attention(
         )
         return out.transpose(1, 2), None
     plan = getattr(attention_mask, "plan", None) or plan_forest(reach_N, depth_N)
-    out_NHD = _ForestAttention.apply(  # type: ignore[no-untyped-call]
-        query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale
-    )
+    # its matrix products are float32 on purpose; autocast would make them bfloat16 one by one
+    with torch.autocast(query.device.type, enabled=False):
+        out_NHD = _ForestAttention.apply(  # type: ignore[no-untyped-call]
+            query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale
+        )
     return out_NHD[None], None
 
 

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
@@ -45,6 +45,9 @@ class Objective(Protocol):
     def size(self, examples: Sequence[Example]) -> float:
         """Return what the summed loss over *examples* is divided by."""
 
+    def coefficient(self, pack: Pack) -> Tensor | None:
+        """Return the factors ``[m]`` of a loss that is linear in the log-probabilities, else None."""
+
     def loss(self, log_probabilities: Tensor, pack: Pack) -> Any:
         """Return ``total`` (a scalar tensor, summed) and ``parts`` (sums worth logging)."""
 
@@ -64,6 +67,14 @@ class LoopSettings:
     minimum_gain: float
     checkpoint_every: int
     keep_checkpoints: int
+
+
+@dataclass(frozen=True)
+class LinearLoss:
+    """The summed loss of a pass whose stage gave coefficients."""
+
+    total: Tensor
+    parts: ClassVar[dict[str, float]] = {}
 
 
 class NonFiniteError(UserError):
@@ -112,6 +123,8 @@ class TrainingLoop:
     def run(self, examples: Sequence[Example], validation: Sequence[Example], emit: Listener) -> str:
         """Train to the end; return why it ended: ``finished``, ``early stopping`` or the stop request's reason."""
         settings, progress = self.settings, self.progress
+        if progress.step < settings.steps and self._out_of_patience():
+            return "early stopping"  # it had ended, and was killed before its weights were written
         order = ExampleOrder(len(examples), settings.batch_size, settings.seed)
         held_out = self._local_packs(validation) if validation else []
         started = time.monotonic() - progress.seconds
@@ -195,7 +208,10 @@ class TrainingLoop:
         }
 
     def _forward(self, pack: Pack) -> Any:
+        coefficient = self.objective.coefficient(pack)
         with self.accelerator.autocast():
+            if coefficient is not None:
+                return LinearLoss(self.model(**pack_arguments(pack), coefficient=coefficient))
             return self.objective.loss(self.model(**pack_arguments(pack)), pack)
 
     def _fillers(self, chosen: list[Example], own: int) -> list[Pack]:
@@ -233,10 +249,14 @@ class TrainingLoop:
             progress.evaluations_without_gain = 0 if best else progress.evaluations_without_gain + 1
             if best:
                 progress.best_loss, progress.best_step = loss, step
-        ended = bool(settings.patience) and progress.evaluations_without_gain >= (settings.patience or 0)
+        ended = self._out_of_patience()
         if best or last or ended or step % settings.checkpoint_every == 0:
             self._save(emit)
         return "early stopping" if ended and not last else None
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.progress.evaluations_without_gain >= patience
 
     def _save(self, emit: Listener) -> None:
         states = self._gather(random_state())
@@ -285,10 +305,12 @@ def make_schedule(
     options = dict(arguments)
     if name == "warmup_stable_decay":
         options.setdefault("num_decay_steps", max(1, steps // 10))
+    if name == "cosine_with_min_lr" and not options:
+        options["min_lr_rate"] = 0.1
     try:
         scheduler: Any = get_scheduler(
             name if name != "constant" or not rising else "constant_with_warmup", optimizer, rising, steps, options
         )
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"schedule.decay_arguments: {name} does not take them: {error}") from None
     return scheduler

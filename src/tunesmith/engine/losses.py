@@ -5,6 +5,7 @@ Legend: M predictions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,11 +57,7 @@ class _ChunkedLogProbabilities(torch.autograd.Function):
             gradient_CV = (capped_CV - total_M[at, None]).exp_().neg_()
             gradient_CV.scatter_add_(1, target_M[at, None], gradient_CV.new_ones(()).expand(len(gradient_CV), 1))
             gradient_CV.mul_(gradient_M[at, None])
-            if ctx.cap:
-                gradient_CV.mul_(1 - (capped_CV / ctx.cap).square_())
-            if ctx.scale != 1:
-                gradient_CV.mul_(ctx.scale)
-            gradient_CV = gradient_CV.to(weight_VD.dtype)
+            gradient_CV = _through(gradient_CV, capped_CV, ctx.cap, ctx.scale).to(weight_VD.dtype)
             if hidden_gradient is not None:
                 hidden_gradient[at] = gradient_CV @ weight_VD
             if weight_gradient is not None:
@@ -69,6 +66,71 @@ class _ChunkedLogProbabilities(torch.autograd.Function):
                 bias_gradient += gradient_CV.sum(0)
         weight_gradient = None if weight_gradient is None else weight_gradient.to(weight_VD.dtype)
         return hidden_gradient, weight_gradient, bias_gradient, None, None, None
+
+
+class _WeightedLogLikelihood(torch.autograd.Function):
+    """``(coefficient * log_softmax(f(hidden @ weight.T))[target]).sum()`` with its gradients made in the same pass.
+
+    Since the derivative by each log-probability is known beforehand, a chunk's gradient follows from its logits while
+    they are there: three matrix products in all, where recomputing takes four, and nothing of size V is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, given: _Given) -> Tensor:
+        by_hidden, by_weight, by_bias = ctx.needs_input_grad[:3]
+        rows = _rows(weight_VD)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
+        hidden_gradient = torch.empty_like(hidden_MD) if by_hidden else None
+        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if by_weight else None
+        bias_gradient = torch.zeros_like(weight_VD[:, 0], dtype=torch.float32) if by_bias else None
+        for start in range(0, len(hidden_MD), rows):
+            at = slice(start, start + rows)
+            target_C1, coefficient_C1 = given.target[at, None], given.coefficient[at, None]
+            capped_CV = _logits(hidden_MD[at], weight_VD, bias_V, given.cap, given.scale)
+            log_p_CV = torch.log_softmax(capped_CV, -1)
+            total += (log_p_CV.gather(1, target_C1) * coefficient_C1).sum()
+            if not (by_hidden or by_weight or by_bias):
+                continue
+            gradient_CV = log_p_CV.exp_().mul_(-coefficient_C1)
+            gradient_CV.scatter_add_(1, target_C1, coefficient_C1)
+            gradient_CV = _through(gradient_CV, capped_CV, given.cap, given.scale).to(weight_VD.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[at] = gradient_CV @ weight_VD
+            if weight_gradient is not None:
+                weight_gradient += gradient_CV.T @ hidden_MD[at].to(gradient_CV.dtype)
+            if bias_gradient is not None:
+                bias_gradient += gradient_CV.sum(0)
+        ctx.gradients = hidden_gradient, weight_gradient, bias_gradient
+        ctx.dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0]
+        by_hidden, by_weight, by_bias = ctx.gradients
+        return (
+            None if by_hidden is None else by_hidden.mul_(scale),
+            None if by_weight is None else by_weight.mul_(scale).to(ctx.dtype),
+            None if by_bias is None else by_bias.mul_(scale).to(ctx.dtype),
+            None,
+        )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a loss is told beside the tensors that may need gradients."""
+
+    target: Tensor
+    coefficient: Tensor
+    cap: float
+    scale: float
+
+
+def _through(gradient_CV: Tensor, capped_CV: Tensor, cap: float, scale: float) -> Tensor:
+    """Return the gradient by the head's own logits, given that by the capped and scaled ones."""
+    if cap:
+        gradient_CV.mul_(1 - (capped_CV / cap).square_())
+    return gradient_CV.mul_(scale) if scale != 1 else gradient_CV
 
 
 def _rows(weight_VD: Tensor) -> int:
@@ -89,18 +151,43 @@ def log_probabilities(
 
     Under autocast the matrix products run in its type, as a plain forward pass would.
     """
-    if not isinstance(head, nn.Linear) or type(head) is not nn.Linear:
+    if type(head) is not nn.Linear:
         logits_MV = head(hidden_MD).float() * scale
         logits_MV = cap * torch.tanh(logits_MV / cap) if cap else logits_MV
         return logits_MV.log_softmax(-1).gather(1, target_M[:, None]).squeeze(1)
-    device = hidden_MD.device.type
+    weight_VD, bias_V = _head_tensors(head, hidden_MD.device.type)
+    with torch.autocast(hidden_MD.device.type, enabled=False):
+        result: Tensor = _ChunkedLogProbabilities.apply(  # type: ignore[no-untyped-call]
+            hidden_MD, weight_VD, bias_V, target_M, cap, scale
+        )
+    return result
+
+
+def weighted_log_likelihood(
+    hidden_MD: Tensor,
+    head: nn.Module,
+    target_M: Tensor,
+    coefficient_M: Tensor,
+    *,
+    cap: float = 0.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """Return the scalar ``(coefficient_M * log_probabilities(…)).sum()``; *coefficient_M* takes no gradient."""
+    if type(head) is not nn.Linear:
+        return (coefficient_M * log_probabilities(hidden_MD, head, target_M, cap=cap, scale=scale)).sum()
+    weight_VD, bias_V = _head_tensors(head, hidden_MD.device.type)
+    with torch.autocast(hidden_MD.device.type, enabled=False):
+        total: Tensor = _WeightedLogLikelihood.apply(  # type: ignore[no-untyped-call]
+            hidden_MD, weight_VD, bias_V, _Given(target_M, coefficient_M, cap, scale)
+        )
+    return total
+
+
+def _head_tensors(head: nn.Linear, device: str) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias in the type that a forward pass of *head* would compute in."""
     weight_VD: Tensor = head.weight
     bias_V: Tensor | None = head.bias
     if torch.is_autocast_enabled(device):
         weight_VD = weight_VD.to(torch.get_autocast_dtype(device))
         bias_V = None if bias_V is None else bias_V.to(weight_VD.dtype)
-    with torch.autocast(device, enabled=False):
-        result: Tensor = _ChunkedLogProbabilities.apply(  # type: ignore[no-untyped-call]
-            hidden_MD, weight_VD, bias_V, target_M, cap, scale
-        )
-    return result
+    return weight_VD, bias_V

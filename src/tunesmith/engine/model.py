@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from tunesmith.core.errors import UserError
 from tunesmith.engine.attention import dense_masks, forest_masks, row_mask, use_forest_attention
-from tunesmith.engine.losses import log_probabilities
+from tunesmith.engine.losses import log_probabilities, weighted_log_likelihood
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,17 +53,30 @@ class PackModel(nn.Module):
         self.base.set_attn_implementation(self._own_attention)
 
     def forward(
-        self, tokens: Tensor, depth: Tensor, reach: Tensor, source: Tensor, target: Tensor, width: int
+        self,
+        tokens: Tensor,
+        depth: Tensor,
+        reach: Tensor,
+        source: Tensor,
+        target: Tensor,
+        width: int,
+        coefficient: Tensor | None = None,
     ) -> Tensor:
-        """Return ``[M]`` float32: the log-probability of each *target* at its *source*."""
+        """Return ``[M]`` float32: the log-probability of each *target* at its *source*.
+
+        With *coefficient* ``[M]``, return the scalar sum of their products instead, which costs less.
+        """
         if not self.separate_head:
             logits_NV = self._run(self.base, tokens, depth, reach, width).logits.flatten(0, 1)
             chosen_MV = logits_NV[source].float().log_softmax(-1)
             chosen_M: Tensor = chosen_MV.gather(1, target[:, None]).squeeze(1)
-            return chosen_M
+            return chosen_M if coefficient is None else (coefficient * chosen_M).sum()
         hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
         head = cast("nn.Module", self.base.get_output_embeddings())
-        return log_probabilities(hidden_ND[source], head, target, cap=self.cap, scale=self.scale)
+        hidden_MD = hidden_ND[source]
+        if coefficient is None:
+            return log_probabilities(hidden_MD, head, target, cap=self.cap, scale=self.scale)
+        return weighted_log_likelihood(hidden_MD, head, target, coefficient, cap=self.cap, scale=self.scale)
 
     def _run(self, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int) -> Any:
         if width:
@@ -81,9 +95,12 @@ def pack_arguments(pack: Pack) -> dict[str, Any]:
 
 
 def default_device(wanted: str) -> torch.device:
-    """Return the device that ``engine.device`` asks for; ``auto`` takes an accelerator where there is one."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.accelerator.is_available():
-        return torch.device(torch.accelerator.current_accelerator() or "cpu")
-    return torch.device("cpu")
+    """Return the device asked for; ``auto`` takes an accelerator where there is one.
+
+    Raises :class:`UserError` where this machine has no such device.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = there or torch.device("cpu")
+    if wanted not in ("auto", "cpu", found.type):
+        raise UserError(f"device: {wanted} was asked for, but this machine has {found.type}; use auto")
+    return torch.device("cpu") if wanted == "cpu" else found

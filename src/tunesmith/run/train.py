@@ -128,6 +128,7 @@ def _check_unchanged(folder: RunFolder, prepared: Prepared) -> None:
 
 def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpoint: Path | None) -> Outcome:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
     from tunesmith.engine.check import choose_layout, untrained
@@ -135,6 +136,8 @@ def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpo
 
     plan, recipe, prepared = settled.plan, settled.plan.recipe, settled.prepared
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[plan.precision]
+    # a process (studio, sweep) carries out several runs; accelerate would hold all to the precision of the first
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed, cpu=plan.device == "cpu")
 
     def emit(event: Event) -> None:

@@ -45,6 +45,13 @@ class Stage(Spec):
         """Return what the loss of an optimizer step over *examples* is divided by."""
         raise NotImplementedError
 
+    def coefficient(self, pack: Pack) -> Tensor | None:  # noqa: ARG002
+        """Return ``[m]`` if the loss is the sum of log-probabilities times known factors: it is then computed cheaper.
+
+        A stage that returns them must have no ``parts``, and its ``loss`` must be that very sum.
+        """
+        return None
+
     def loss(self, log_probabilities: Tensor, pack: Pack) -> Loss:
         """Return the summed loss of *pack*; ``log_probabilities`` is ``[m]``, one for each of its predictions."""
         raise NotImplementedError

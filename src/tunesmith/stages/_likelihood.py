@@ -21,6 +21,11 @@ class AbstractLikelihood(Stage):
         """Return the summed weight of the trained tokens."""
         return float(sum(sequence.weight_total for example in examples for sequence in example.sequences))
 
+    def coefficient(self, pack: Pack) -> Tensor:
+        """Return the negative weights."""
+        weights: Tensor = pack.weight
+        return -weights
+
     def loss(self, log_probabilities: Tensor, pack: Pack) -> Loss:
         """Return the weighted sum of negative log-probabilities."""
         return Loss(-(pack.weight * log_probabilities).sum(), {})

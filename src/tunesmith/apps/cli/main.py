@@ -36,7 +36,6 @@ Answered = Annotated[int, typer.Option(help="Conversations to answer.", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; poems like 0.8 to 1.0.", min=0)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
 # tokens; longer conversations are answered, but do not count for the loss
@@ -50,6 +49,18 @@ class Precision(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Device(StrEnum):
+    """Where a model can answer."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+DeviceName = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 
 
 @app.command()
@@ -120,7 +131,7 @@ def evaluate(
     answered: Answered = 50,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
-    device: Device = "auto",
+    device: DeviceName = Device.auto,
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="File for the answers and scores, as JSON.")] = None,
 ) -> None:
@@ -139,7 +150,7 @@ def compare(
     answered: Answered = 50,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
-    device: Device = "auto",
+    device: DeviceName = Device.auto,
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="File for the comparison: .json or .html.")] = None,
 ) -> None:
@@ -187,7 +198,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
-    device: Device = "auto",
+    device: DeviceName = Device.auto,
 ) -> None:
     """Talk with a model."""
     from tunesmith.apps.cli.talk import talk

@@ -1,0 +1,115 @@
+"""LoRA layers as one autograd step: nothing stored that can be had again, no gradient for frozen weights.
+
+peft's layer computes ``W x + B (A x) * s`` as five separate operations, each with its own stored tensors and casts.
+Here it is one, equal to rounding.  The layers stay peft's: only the ``forward`` of each instance is set, in this file,
+and every case but the plain one (several adapters, DoRA and other variants, merged or disabled adapters, quantized
+weights) goes through peft's own.  ``tests/tiny/test_fused_lora.py`` notices when peft changes what it computes.
+
+Legend: T tokens, I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _LoRALinear(torch.autograd.Function):
+    """``x W' + (x A') B' * scale`` for frozen W; A and B may be of a longer type than x."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, w_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:  # noqa: E501
+        xa_TR = x_TI @ a_RI.to(x_TI.dtype).T
+        out_TO = nn.functional.linear(x_TI, w_OI, bias_O)
+        ctx.save_for_backward(x_TI, w_OI, a_RI, b_OR, xa_TR)
+        ctx.scale = scale
+        return out_TO.addmm_(xa_TR, b_OR.to(x_TI.dtype).T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g_TO,) = gradients
+        x_TI, w_OI, a_RI, b_OR, xa_TR = ctx.saved_tensors
+        gb_TR = g_TO @ b_OR.to(g_TO.dtype)
+        x_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = (g_TO @ w_OI).addmm_(gb_TR, a_RI.to(g_TO.dtype), alpha=ctx.scale)
+        a_gradient = (gb_TR.T @ x_TI).to(a_RI.dtype).mul_(ctx.scale)
+        b_gradient = (g_TO.T @ xa_TR).to(b_OR.dtype).mul_(ctx.scale)
+        return x_gradient, None, None, a_gradient, b_gradient, None
+
+
+class _LoRALinearDropout(torch.autograd.Function):
+    """The same with dropout before A: only the mask is stored beside x."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, share: float) -> Tensor:
+        keep_TI = torch.empty_like(x_TI, dtype=torch.bool).bernoulli_(1 - share)
+        xa_TR = (x_TI * keep_TI) @ a_RI.to(x_TI.dtype).T
+        ctx.save_for_backward(x_TI, keep_TI, a_RI, b_OR, xa_TR)
+        ctx.scale = scale / (1 - share)
+        return (xa_TR @ b_OR.to(x_TI.dtype).T).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g_TO,) = gradients
+        x_TI, keep_TI, a_RI, b_OR, xa_TR = ctx.saved_tensors
+        gb_TR = g_TO @ b_OR.to(g_TO.dtype)
+        x_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = (gb_TR @ a_RI.to(g_TO.dtype)).mul_(keep_TI).mul_(ctx.scale)
+        a_gradient = (gb_TR.T @ (x_TI * keep_TI)).to(a_RI.dtype).mul_(ctx.scale)
+        b_gradient = (g_TO.T @ xa_TR).to(b_OR.dtype).mul_(ctx.scale)
+        return x_gradient, a_gradient, b_gradient, None, None
+
+
+def fuse_lora(model: nn.Module) -> int:
+    """Let every plain LoRA layer of *model* compute in one step; return how many there are."""
+    from peft.tuners.lora.layer import Linear
+
+    layers = [m for m in model.modules() if type(m) is Linear and _is_plain(m)]
+    for layer in layers:
+        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+    return len(layers)
+
+
+def unfuse_lora(model: nn.Module) -> None:
+    """Give every LoRA layer peft's own forward back."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), partial) and module.forward.func is _forward:
+            del module.forward
+
+
+def _is_plain(layer: Any) -> bool:
+    base = layer.get_base_layer()
+    return (
+        type(base) is nn.Linear
+        and not base.weight.requires_grad
+        and (base.bias is None or not base.bias.requires_grad)
+        and not layer.fan_in_fan_out
+        and not layer.lora_variant
+        and not any(layer.lora_bias.values())
+    )
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(active) != 1 or args or kwargs or not torch.is_grad_enabled():
+        result: Tensor = type(layer).forward(layer, x, *args, **kwargs)
+        return result
+    base, a, b = layer.base_layer, layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+    dropout, scale = layer.lora_dropout[active[0]], layer.scaling[active[0]]
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    x_TI = x.reshape(-1, x.shape[-1]).to(dtype)
+    weight, bias = base.weight.to(dtype), None if base.bias is None else base.bias.to(dtype)
+    share = dropout.p if isinstance(dropout, nn.Dropout) and layer.training else 0.0
+    with torch.autocast(device, enabled=False):
+        if share:
+            out_TO = nn.functional.linear(x_TI, weight, bias)
+            out_TO = out_TO + _LoRALinearDropout.apply(x_TI, a, b, scale, share)  # type: ignore[no-untyped-call]
+        else:
+            out_TO = _LoRALinear.apply(x_TI, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return out_TO.view(*x.shape[:-1], -1)
