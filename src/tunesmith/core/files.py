@@ -9,13 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what keeps *path* from being written (no rights, no room) into a :class:`UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
 
 def write_text(path: Path, text: str) -> None:
     """Write *text* to *path* so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,7 +48,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; on success it becomes *path* in one rename, on failure it is removed."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with writing(path):
+        partial.mkdir(parents=True)
     try:
         yield partial
     except BaseException:

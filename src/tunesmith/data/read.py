@@ -69,6 +69,12 @@ def read_sources(sources: Sequence[Source], *, bad_rows: Literal["refuse", "skip
     return DataRead(conversations, rows, bad, duplicates, reads)
 
 
+def count_shared(held_out: Sequence[Conversation], train: Sequence[Conversation]) -> int:
+    """Return how many of the conversations *held_out* stand in *train* too."""
+    known = {_identity(conversation) for conversation in train}
+    return sum(_identity(conversation) in known for conversation in held_out)
+
+
 def _settle(sources: Sequence[Source], at: str) -> list[SettledSource]:
     settled: list[SettledSource] = []
     problems: list[Problem] = []

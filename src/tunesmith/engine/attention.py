@@ -199,30 +199,35 @@ def _attention(
         )
         return out.transpose(1, 2), None
     plan = getattr(attention_mask, "plan", None) or plan_forest(reach_N, depth_N)
-    # its matrix products are float32 on purpose; autocast would make them bfloat16 one by one
-    with torch.autocast(query.device.type, enabled=False):
-        out_NHD = _ForestAttention.apply(  # type: ignore[no-untyped-call]
-            query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale
-        )
+    out_NHD = segment_attention(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), plan, scale)
     return out_NHD[None], None
+
+
+def segment_attention(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, plan: ForestPlan, scale: float) -> Tensor:
+    """Return the attention ``[N, H, D]`` of a forest on the CPU, in the type of the queries."""
+    # its matrix products are float32 on purpose; autocast would make them bfloat16 one by one
+    with torch.autocast(q_NHD.device.type, enabled=False):
+        out_NHD: Tensor = _ForestAttention.apply(q_NHD, k_NKD, v_NKD, plan, scale)  # type: ignore[no-untyped-call]
+    return out_NHD
 
 
 class _ForestAttention(torch.autograd.Function):
     """Segment-wise attention on the CPU: ``query [N, H, D]``, ``key``, ``value`` ``[N, K, D]`` -> ``[N, H, D]``.
 
-    In float32 whatever comes in: the CPU's bfloat16 backward kernels are slower than its float32 ones.
+    Scores and sums are float32.  Short segments multiply in the type that comes in; the flash kernel is given float32,
+    since the CPU's bfloat16 backward is slower.
     The backward pass uses that, given the merged output and log-sum-exp, each part's gradients are independent.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: ForestPlan, scale: float) -> Tensor:
-        q, k, v = query.float().contiguous(), key.float().contiguous(), value.float().contiguous()
-        out = torch.empty_like(q)
-        total_NH = q.new_empty(q.shape[:2])
+        q, k, v = query, key, value
+        out = q.new_empty(q.shape, dtype=torch.float32)
+        total_NH = q.new_empty(q.shape[:2], dtype=torch.float32)
         for batch in plan.batches:
             part, part_total = _causal(q, k, v, batch, scale)
-            out[batch.index[batch.real]] = part[batch.real]
-            total_NH[batch.index[batch.real]] = part_total[batch.real]
+            _scatter(out, part, batch)
+            _scatter(total_NH, part_total, batch)
         for shared in plan.shared:
             at = slice(shared.end, shared.reach)
             part, part_total = _unmasked(q[at], k[shared.start : shared.end], v[shared.start : shared.end], scale)
@@ -236,14 +241,13 @@ class _ForestAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, total_NH = ctx.saved_tensors
-        q, k, v = query.float().contiguous(), key.float().contiguous(), value.float().contiguous()
-        g = gradients[0].float().contiguous()
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        q, k, v = query, key, value
+        g = gradients[0]
+        dq, dk, dv = (x.new_empty(x.shape, dtype=torch.float32) for x in (q, k, v))
         for batch in ctx.plan.batches:
             parts = _causal_backward((g, q, k, v, out, total_NH), batch, ctx.scale)
-            rows = batch.index[batch.real]
             for whole, part in zip((dq, dk, dv), parts, strict=True):
-                whole[rows] = part[batch.real]
+                _scatter(whole, part, batch)
         for shared in ctx.plan.shared:
             at, keys = slice(shared.end, shared.reach), slice(shared.start, shared.end)
             parts = _unmasked_backward(g[at], q[at], k[keys], v[keys], out[at], total_NH[at], ctx.scale)
@@ -263,9 +267,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, batch: _Batch, scale: float) -> tup
         out, total = _flash(*_per_head(q, k, v, batch), 0.0, True, scale=scale)
         return out.transpose(1, 2), total.transpose(1, 2)
     q3, k3, v3 = _folded(q, k, v, batch)
-    scores = torch.matmul(q3, k3.transpose(-1, -2)).mul_(scale).add_(_causal_bias(q3, k3))
+    scores = torch.matmul(q3, k3.transpose(-1, -2)).float().mul_(scale).add_(_causal_bias(q3, k3))
     total = torch.logsumexp(scores, -1, keepdim=True)
-    out = torch.matmul(scores.sub_(total).exp_(), v3)
+    out = torch.matmul(scores.sub_(total).exp_().to(v3.dtype), v3)
     return _unfold(out, heads), _unfold(total, heads).squeeze(-1)
 
 
@@ -279,13 +283,16 @@ def _causal_backward(given: tuple[Tensor, ...], batch: _Batch, scale: float) -> 
     g_BLHD = g[batch.index] * batch.real[..., None, None]
     if batch.index.shape[1] > _SHORT:
         o4, t3 = out[batch.index].transpose(1, 2), total_NH[batch.index].transpose(1, 2)
-        dq, dk, dv = _flash_backward(g_BLHD.transpose(1, 2), *_per_head(q, k, v, batch), o4, t3, 0.0, True, scale=scale)
+        dq, dk, dv = _flash_backward(
+            g_BLHD.float().transpose(1, 2), *_per_head(q, k, v, batch), o4, t3, 0.0, True, scale=scale
+        )
         return dq.transpose(1, 2), _add_groups(dk, heads), _add_groups(dv, heads)
     q3, k3, v3 = _folded(q, k, v, batch)
     g3, o3, t3 = (_fold(x, heads) for x in (g_BLHD, out[batch.index], total_NH[batch.index][..., None]))
-    p = torch.matmul(q3, k3.transpose(-1, -2)).mul_(scale).add_(_causal_bias(q3, k3)).sub_(t3).exp_()
-    dv = torch.matmul(p.transpose(-1, -2), g3)
-    ds = torch.matmul(g3, v3.transpose(-1, -2)).sub_((g3 * o3).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+    p = torch.matmul(q3, k3.transpose(-1, -2)).float().mul_(scale).add_(_causal_bias(q3, k3)).sub_(t3).exp_()
+    dv = torch.matmul(p.to(g3.dtype).transpose(-1, -2), g3)
+    ds = torch.matmul(g3, v3.transpose(-1, -2)).float().sub_((g3 * o3).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+    ds = ds.to(q3.dtype)
     dq, dk = torch.matmul(ds, k3), torch.matmul(ds.transpose(-1, -2), q3)
     return _unfold(dq, query_heads), dk.transpose(1, 2), dv.transpose(1, 2)
 
@@ -293,8 +300,8 @@ def _causal_backward(given: tuple[Tensor, ...], batch: _Batch, scale: float) -> 
 def _unmasked(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return the attention of all queries to all keys ``[n, H, D]`` and its log-sum-exp ``[n, H]``."""
     heads, query_heads = k.shape[1], q.shape[1]
-    k4, v4 = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
-    out, total = _flash(_fold(q[None], heads), k4, v4, 0.0, False, scale=scale)
+    k4, v4 = k.float().transpose(0, 1)[None], v.float().transpose(0, 1)[None]
+    out, total = _flash(_fold(q.float()[None], heads), k4, v4, 0.0, False, scale=scale)
     return _unfold(out, query_heads)[0], _unfold(total[..., None], query_heads)[0, ..., 0]
 
 
@@ -302,10 +309,18 @@ def _unmasked_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total_NH: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, query_heads = k.shape[1], q.shape[1]
-    g3, q3, o3, t3 = (_fold(x[None], heads) for x in (g, q, out, total_NH[..., None]))
-    k4, v4 = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+    g3, q3, o3, t3 = (_fold(x.float()[None], heads) for x in (g, q, out, total_NH[..., None]))
+    k4, v4 = k.float().transpose(0, 1)[None], v.float().transpose(0, 1)[None]
     dq, dk, dv = _flash_backward(g3, q3, k4, v4, o3, t3[..., 0], 0.0, False, scale=scale)
     return _unfold(dq, query_heads)[0], dk[0].transpose(0, 1), dv[0].transpose(0, 1)
+
+
+def _scatter(whole: Tensor, part: Tensor, batch: _Batch) -> None:
+    """Put a batch's results ``[B, L, …]`` at their tokens; filling is put nowhere."""
+    if bool(batch.real.all()):
+        whole[batch.index.flatten()] = part.flatten(0, 1).to(whole.dtype)
+    else:
+        whole[batch.index[batch.real]] = part[batch.real].to(whole.dtype)
 
 
 def _fold(x_BLHD: Tensor, heads: int) -> Tensor:
@@ -332,7 +347,8 @@ def _per_head(q: Tensor, k: Tensor, v: Tensor, batch: _Batch) -> tuple[Tensor, T
     """Gather a batch with keys and values repeated for each query head, ``[B, H, L, D]``, as the kernel wants them."""
     group = q.shape[1] // k.shape[1]
     gathered = (
-        x[batch.index].transpose(1, 2) for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
+        x[batch.index].float().transpose(1, 2)
+        for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
     )
     return next(gathered), next(gathered), next(gathered)
 

@@ -8,6 +8,7 @@ import torch
 
 from tunesmith.engine.checkpoint import training_weights
 from tunesmith.engine.example import Example
+from tunesmith.engine.lora import fuse_lora, unfuse_lora
 from tunesmith.engine.model import PackModel, pack_arguments
 from tunesmith.engine.pack import SHORTEST_SHARED, Layout, build_packs
 from tunesmith.templates.tokens import TokenSequence
@@ -32,6 +33,7 @@ def choose_layout(
     few = _choose_examples(examples)
     notices: list[str] = []
     tolerance = _TOLERANCE[accelerator.mixed_precision]
+    fuse_lora(model.model)  # takes effect where gradients are wanted, so the reference below is peft's own
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         expected = _reference(model, few, accelerator.device)
@@ -112,17 +114,35 @@ def _position(pack: Any) -> Tensor:
     return place
 
 
-def untrained(
+def check_gradients(
     model: PackModel, objective: Any, examples: Sequence[Example], layout: Layout, accelerator: Any
 ) -> list[str]:
-    """Return the names of weights that should train but get no finite gradient from the first examples."""
+    """Return notices about a backward pass over a few examples; leaves no gradient behind.
+
+    The fused LoRA layers run only where gradients are wanted: their loss must be that of peft's own, or they are
+    switched off.  Every weight that trains must receive a finite gradient.
+    """
     few = sorted(examples, key=lambda e: e.tokens)[:_EXAMPLES]
+    notices: list[str] = []
+    model.eval()
     for pack in build_packs(few, layout, budget=2**31):
+        tensors = pack.to(accelerator.device)
         with accelerator.autocast():
-            loss = objective.loss(model(**pack_arguments(tensors := pack.to(accelerator.device))), tensors)
-        loss.total.backward()
+            loss = objective.loss(model(**pack_arguments(tensors)), tensors).total
+            with torch.no_grad():
+                expected = objective.loss(model(**pack_arguments(tensors)), tensors).total
+        loss.backward()
+        loss = loss.detach()
+        if abs(float(loss) - float(expected)) > _TOLERANCE[accelerator.mixed_precision] * len(pack.target):
+            unfuse_lora(model.model)
+            notices.append(
+                f"fused LoRA layers disagree with peft's ({float(loss):.4f}, {float(expected):.4f}): switched off"
+            )
     weights = training_weights(model.model)
     wrong = [n for n, p in weights.items() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
+    if wrong:
+        notices.append(f"{len(wrong)} weights that should train get no finite gradient, such as {wrong[0]}")
     for parameter in weights.values():
         parameter.grad = None
-    return wrong
+    model.train()
+    return notices

@@ -152,7 +152,10 @@ class TrainingLoop:
         """Return the loss over *examples*, of which *packs* are this process's share."""
         self.model.eval()
         with torch.no_grad():
-            totals = [self._forward(pack.to(self.accelerator.device)).total for pack in packs]
+            totals = [
+                self._forward(pack.to(self.accelerator.device)).total * counts
+                for pack, counts in self._passes(packs, examples)
+            ]
         self.model.train()
         return float(self._sum(_added(totals))) / self.objective.size(examples)
 
@@ -174,9 +177,7 @@ class TrainingLoop:
         size, world = self.objective.size(chosen), self.accelerator.num_processes
         totals: list[Tensor] = []
         parts: dict[str, float] = {}
-        passes: list[tuple[Pack, float]] = [(pack, 1.0) for pack in packs]
-        # wrapped models talk at every pass, so each process makes as many; the extra ones count nothing
-        passes += [(p, 0.0) for p in self._fillers(chosen, len(packs))]
+        passes = self._passes(packs, chosen)
         for index, (pack, counts) in enumerate(passes):
             last = index == len(passes) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -214,13 +215,19 @@ class TrainingLoop:
                 return LinearLoss(self.model(**pack_arguments(pack), coefficient=coefficient))
             return self.objective.loss(self.model(**pack_arguments(pack)), pack)
 
-    def _fillers(self, chosen: list[Example], own: int) -> list[Pack]:
+    def _passes(self, packs: Sequence[Pack], examples: Sequence[Example]) -> list[tuple[Pack, float]]:
+        """Return *packs*, this process's share of *examples*, each with what it counts: 1, or 0 if it was added.
+
+        Wrapped models talk at every pass, so a process with fewer packs than another makes passes that count nothing.
+        """
+        passes = [(pack, 1.0) for pack in packs]
         if self.accelerator.num_processes == 1:
-            return []
-        count = torch.tensor([own], device=self.accelerator.device)
+            return passes
+        count = torch.tensor([len(packs)], device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
-        shortest = min(chosen, key=lambda e: e.tokens)
-        return build_packs([shortest], self.settings.layout, self.settings.tokens_per_pass) * (most - own)
+        shortest = min(examples, key=lambda e: e.tokens)
+        (filler,) = build_packs([shortest], self.settings.layout, self.settings.tokens_per_pass)
+        return passes + [(filler, 0.0)] * (most - len(packs))
 
     def _clip(self) -> float:
         limit = self.settings.max_gradient_norm or math.inf

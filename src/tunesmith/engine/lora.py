@@ -21,7 +21,9 @@ class _LoRALinear(torch.autograd.Function):
     """``x W' + (x A') B' * scale`` for frozen W; A and B may be of a longer type than x."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, w_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:  # noqa: E501
+    def forward(
+        ctx: Any, x_TI: Tensor, w_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
         xa_TR = x_TI @ a_RI.to(x_TI.dtype).T
         out_TO = nn.functional.linear(x_TI, w_OI, bias_O)
         ctx.save_for_backward(x_TI, w_OI, a_RI, b_OR, xa_TR)
@@ -78,7 +80,8 @@ def fuse_lora(model: nn.Module) -> int:
 def unfuse_lora(model: nn.Module) -> None:
     """Give every LoRA layer peft's own forward back."""
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), partial) and module.forward.func is _forward:
+        own = vars(module).get("forward")
+        if isinstance(own, partial) and own.func is _forward:
             del module.forward
 
 
@@ -112,4 +115,5 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             out_TO = out_TO + _LoRALinearDropout.apply(x_TI, a, b, scale, share)  # type: ignore[no-untyped-call]
         else:
             out_TO = _LoRALinear.apply(x_TI, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
-    return out_TO.view(*x.shape[:-1], -1)
+    whole: Tensor = out_TO.view(*x.shape[:-1], -1)
+    return whole

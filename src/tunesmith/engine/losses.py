@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 # bytes of float32 logits that one chunk may take; big enough that the matrix product runs at full speed
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
 class _ChunkedLogProbabilities(torch.autograd.Function):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from tunesmith.core.errors import UserError
 from tunesmith.methods._peft import AbstractPeft
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 class AbstractLoRA(AbstractPeft):
@@ -30,6 +35,15 @@ class AbstractLoRA(AbstractPeft):
     def lora_options(self) -> dict[str, Any]:
         """Return what a variant changes in peft's LoraConfig."""
         return {}
+
+    def apply(self, model: PreTrainedModel) -> nn.Module:
+        """Add the adapters; raise :class:`UserError` for targets that fit no module, or more rank than a matrix has."""
+        from torch import nn
+
+        sides = [min(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+        if sides and self.rank > max(sides):
+            raise UserError(f"method.rank: {self.rank} is more than any matrix of this model has ({max(sides)})")
+        return super().apply(model)
 
     def peft_config(self) -> Any:
         from peft import LoraConfig

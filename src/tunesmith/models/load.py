@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import suggest
 from tunesmith.models.fingerprint import check_base
 from tunesmith.models.new_tokenizer import make_tokenizer
+from tunesmith.models.schema import Model, weights_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -19,15 +20,27 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from tunesmith.models.schema import Model
-
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's files are: the base (a folder or Hub name) and, beside it, an adapter folder."""
+    """Where a model's files are: the base (a folder or Hub name) and, beside it, an adapter folder.
+
+    ``merged`` are the adapters that the base was given before, in order: an adapter may be trained on a run with one.
+    """
 
     base: str
     adapter: Path | None = None
+    merged: tuple[Path, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """Every adapter, in the order in which they were trained."""
+        return self.merged if self.adapter is None else (*self.merged, self.adapter)
+
+    @property
+    def weights(self) -> str:
+        """What was trained last: the adapter's folder, or the base."""
+        return self.base if self.adapter is None else str(self.adapter)
 
     @property
     def tokenizer(self) -> str:
@@ -36,26 +49,22 @@ class Place:
         return str(self.adapter) if own else self.base
 
 
+def check_model(path: str) -> None:
+    """Raise :class:`UserError` where *path* names no model, before anything is loaded; the Hub is not asked."""
+    for problem in Model(path=path).check():
+        raise UserError(str(Problem("", problem.message, hint=problem.hint)))
+
+
 def find_model(path: str) -> Place:
     """Resolve a run, adapter or model folder, or a Hub name; raise :class:`UserError` for a folder that is none."""
     folder = Path(path)
     if not folder.is_dir():
         return Place(path)
-    if (folder / "recipe.yaml").exists():
-        if not (folder / "weights").is_dir():
-            raise UserError(f"{path} is a run without weights yet; finish it with: tunesmith resume {path}")
-        folder = folder / "weights"
+    folder = weights_folder(folder)
     if (folder / "adapter_config.json").exists():
         base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
         inner = find_model(base)
-        if inner.adapter is not None:
-            raise UserError(
-                f"{path} is an adapter on {base}, which is itself an adapter; export {base} first and train on that"
-            )
-        return Place(inner.base, folder)
-    if not (folder / "config.json").exists():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-        raise UserError(f"{path} holds no model: expected config.json or adapter_config.json, found {found}")
+        return Place(inner.base, folder, inner.adapters)
     return Place(str(folder))
 
 
@@ -123,18 +132,20 @@ def load_model(model: Model, config: PreTrainedConfig, dtype: torch.dtype, seed:
 
 
 def model_from(place: Place, dtype: torch.dtype, *, merge: bool = False, **options: Any) -> PreTrainedModel:
-    """Load the model at *place*; its adapter, if any, stays beside it (a peft model) or is merged into the weights."""
+    """Load the model at *place*; its last adapter stays beside it (a peft model) or is merged into the weights, too."""
     from transformers import AutoModelForCausalLM
 
     with _told(place.base, "model"):
         model = AutoModelForCausalLM.from_pretrained(place.base, dtype=dtype, use_safetensors=True, **options)
-    if place.adapter is None:
-        return cast("PreTrainedModel", model)
-    from peft import PeftModel
+    base = Path(place.base)
+    for adapter in place.adapters:
+        from peft import PeftModel
 
-    check_base(place.adapter, Path(place.base))
-    wrapped: Any = PeftModel.from_pretrained(model, str(place.adapter))
-    return cast("PreTrainedModel", wrapped.merge_and_unload() if merge else wrapped)
+        check_base(adapter, base)
+        wrapped: Any = PeftModel.from_pretrained(model, str(adapter))
+        model = wrapped.merge_and_unload() if merge or adapter != place.adapter else wrapped
+        base = adapter
+    return cast("PreTrainedModel", model)
 
 
 @contextmanager

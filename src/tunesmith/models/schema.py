@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tunesmith.core.errors import Problem
+from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import Block, suggest
 
 
@@ -33,12 +34,28 @@ class Scratch(Block):
     """How to make the tokenizer, or a folder or Hub name to take one from."""
 
 
+def weights_folder(folder: Path) -> Path:
+    """Return where the model of a run's, an adapter's or a model's *folder* is; raise :class:`UserError` for none."""
+    inner = folder / "weights" if (folder / "weights").is_dir() else folder
+    if (inner / "config.json").exists() or (inner / "adapter_config.json").exists():
+        return inner
+    if (folder / "recipe.yaml").exists() and (folder / "plan.json").exists():
+        raise UserError(f"{folder} is a run without weights yet; finish it with: tunesmith resume {quote(str(folder))}")
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    raise UserError(f"{folder} holds no model: expected config.json or adapter_config.json, found {found}")
+
+
+def _in_home(path: str | None) -> str | None:
+    """Return *path* with ``~`` as the shell would write it."""
+    return str(Path(path).expanduser()) if path and path.startswith("~") else path
+
+
 class Model(Block):
     """What to start from."""
 
     short_for: ClassVar[str] = "path"
 
-    path: str | None = None
+    path: Annotated[str | None, AfterValidator(_in_home)] = None
     """Hub name, folder of a model, or folder of an earlier run (its tuned model is then the base)."""
 
     scratch: Scratch | None = None
@@ -62,14 +79,13 @@ class Model(Block):
             return
         folder = Path(self.path)
         if folder.is_dir():
-            if not any((folder / n).exists() for n in ("config.json", "adapter_config.json", "weights")):
-                found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-                yield Problem(
-                    "model.path", f"{self.path} holds no model (found {found})", hint="a model folder has config.json"
-                )
+            try:
+                weights_folder(folder)
+            except UserError as error:
+                yield Problem("model.path", str(error))
         elif folder.is_file():
             yield Problem("model.path", f"{self.path} is a file", hint="give the folder that holds config.json")
         elif self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or folder.parent.is_dir():
-            siblings = [str(p) for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            siblings = [str(p) for p in folder.parent.glob("[!.]*") if p.is_dir()]
             hint = suggest(self.path, siblings).strip(" ()") or "give a folder, or a Hub name such as Qwen/Qwen3-0.6B"
             yield Problem("model.path", f"no such folder: {self.path}", hint=hint)

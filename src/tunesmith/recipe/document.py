@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.core.errors import Problem, UserError
-from tunesmith.core.registry import suggest
 from tunesmith.recipe.places import Location, Place
 from tunesmith.recipe.schema import Recipe
 
@@ -192,10 +192,12 @@ def _read_text(path: Path) -> str:
             raise UserError(f"{path} is too large for a recipe ({path.stat().st_size:,} bytes); is it a data file?")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
-        raise UserError(f"no such recipe: {path}{near}") from None
+        there = {each.stem: each.name for each in path.parent.glob("*.y*ml")}
+        near = [there[stem] for stem in get_close_matches(path.stem, there, n=1)]
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"no such recipe: {path}{hint}") from None
     except IsADirectoryError:
-        go_on = f" (to go on with this run: tunesmith resume {path})" if (path / "recipe.yaml").exists() else ""
+        go_on = f" (to go on with this run: tunesmith resume {path})" if (path / "plan.json").exists() else ""
         raise UserError(f"{path} is a folder; give a recipe file{go_on}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the recipe as UTF-8") from None

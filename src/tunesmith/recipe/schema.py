@@ -154,7 +154,7 @@ class Recipe(Block):
 
     data: Data
 
-    output: Path
+    output: Annotated[Path, AfterValidator(Path.expanduser)]
     """Folder the run writes to."""
 
     template: Template = Template()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from tunesmith.core.errors import UserError
 from tunesmith.data.conversation import Conversation, Message
 from tunesmith.generation.settings import Generation
 from tunesmith.run.evaluate import load_contestant
@@ -36,7 +37,9 @@ class Talk:
         self.said.clear()
 
     def ask(self, text: str) -> Iterator[str]:
-        """Yield the answer to *text* piece by piece, and remember both."""
+        """Yield the answer to *text* piece by piece, and remember both; raise :class:`UserError` for an empty one."""
+        if not text.strip():
+            raise UserError("the prompt is empty")
         from tunesmith.generation.sample import stream_answer
 
         template = self.contestant.template

@@ -159,9 +159,10 @@ def load_contestant(path: str, device: str = "auto") -> Contestant:
     import torch
 
     from tunesmith.engine.model import default_device
-    from tunesmith.models.load import find_model, model_from, tokenizer_from
+    from tunesmith.models.load import check_model, find_model, model_from, tokenizer_from
     from tunesmith.templates.chat import ChatTemplate
 
+    check_model(path)
     place = find_model(path)
     run = _run_folder(path)
     arguments = run.template_arguments() if run else {}
@@ -214,8 +215,11 @@ def held_out(data: Sequence[str], targets: Sequence[str]) -> tuple[list[Conversa
     """Return the conversations to judge on: those in the files *data*, else the first run's held-out ones."""
     from tunesmith.data.read import read_sources
     from tunesmith.data.source import Source
+    from tunesmith.models.load import check_model
     from tunesmith.run.prepare import read_data
 
+    for target in targets:
+        check_model(target)
     if data:
         return read_sources([Source(path=path) for path in data], bad_rows="refuse").conversations, ", ".join(data)
     for target in targets:
@@ -227,14 +231,21 @@ def held_out(data: Sequence[str], targets: Sequence[str]) -> tuple[list[Conversa
     raise UserError("which data? name a file with --data (none of the models is a run with validation data)")
 
 
+def check_comparison_path(path: Path) -> None:
+    """Raise :class:`UserError` for a file that :func:`write_comparison` could not write."""
+    if path.suffix not in (".html", ".json"):
+        raise UserError(f"{path}: the comparison is written as .html or .json")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+
+
 def write_comparison(path: Path, evaluation: dict[str, Any]) -> None:
     """Write an evaluation as a page (``.html``) or as data (``.json``)."""
     from tunesmith.core.files import write_json
     from tunesmith.run.report import write_comparison as write_page
 
+    check_comparison_path(path)
     if path.suffix == ".html":
         write_page(path, evaluation)
-    elif path.suffix == ".json":
-        write_json(path, evaluation)
     else:
-        raise UserError(f"{path}: the comparison is written as .html or .json")
+        write_json(path, evaluation)

@@ -42,6 +42,8 @@ def export(
     """
     import torch
 
+    if target.is_file():
+        raise UserError(f"{target} is a file; name a new folder")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; name a new folder")
     listener({"kind": "notice", "text": f"loading {path}"})

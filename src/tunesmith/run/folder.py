@@ -7,10 +7,11 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
-from tunesmith.core.files import read_jsonl, write_json, write_text
+from tunesmith.core.files import read_jsonl, write_json, write_text, writing
 from tunesmith.recipe.document import read_document, write_values
 from tunesmith.recipe.read import read_recipe
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from tunesmith.recipe.schema import Recipe
 
 _MEASURED = ("step", "evaluation")
+
+# all that a run writes into its folder
+_WRITTEN = (
+    "recipe.yaml",
+    "plan.json",
+    "data.json",
+    "manifest.json",
+    "events.jsonl",
+    "metrics.jsonl",
+    "evaluation.json",
+    "report.html",
+    "checkpoints",
+    "weights",
+)
 
 
 @dataclass(frozen=True)
@@ -38,27 +53,42 @@ class RunFolder:
                 raise UserError(f"output: {folder.path} already holds other files; name a new folder")
             if not overwrite and folder.has_results:
                 raise UserError(
-                    f"output: {folder.path} already holds a run. Go on with it: tunesmith resume {folder.path}; "
-                    "replace it: add --overwrite; or give another output="
+                    f"output: {folder.path} already holds a run. Go on with it: tunesmith resume "
+                    f"{quote(str(folder.path))}; replace it: add --overwrite; or give another output="
                 )
-            shutil.rmtree(folder.path)
-        folder.path.mkdir(parents=True, exist_ok=True)
+            folder._empty(recipe)
+        with writing(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
         values = recipe.model_dump(mode="json", exclude_defaults=True)
         write_text(folder.path / "recipe.yaml", write_values(values))
         return folder
+
+    def _empty(self, recipe: Recipe) -> None:
+        """Remove the run and nothing else in its folder; raise :class:`UserError` where *recipe* reads from there."""
+        sources = [*recipe.data.train, *recipe.data.validation]
+        for read in (recipe.model.path, *(source.path for source in sources)):
+            if read is not None and Path(read).resolve().is_relative_to(self.path.resolve()):
+                raise UserError(f"output: {self.path} holds {read}, which this recipe reads; name a new folder")
+        for name in _WRITTEN:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run; raise :class:`UserError` where *path* is none."""
         folder = cls(path)
         if not folder.is_run:
-            raise UserError(f"{path} is not a run folder (it has no recipe.yaml)")
+            raise UserError(f"{path} is not a run's folder (it has no recipe.yaml with a plan.json)")
         return folder
 
     @property
     def is_run(self) -> bool:
         """Whether this is the folder of a run."""
-        return (self.path / "recipe.yaml").exists()
+        # a recipe.yaml alone may be the user's own, in a folder with much else
+        return (self.path / "recipe.yaml").exists() and (self.path / "plan.json").exists()
 
     @property
     def has_results(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.core.errors import DataError, UserError
-from tunesmith.data.read import read_sources
+from tunesmith.data.read import count_shared, read_sources
 from tunesmith.stages import Example
 from tunesmith.templates.chat import ChatTemplate, special_token_counts
 
@@ -88,7 +88,8 @@ def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) 
     train = _split(recipe, template, data.train_conversations, data.train)
     if not train.examples:
         raise DataError(
-            f"nothing to learn: none of {len(data.train_conversations)} conversations has a trained token left"
+            f"nothing to learn: none of {len(data.train_conversations)} conversations has a trained token within "
+            f"data.max_tokens = {recipe.data.max_tokens}"
         )
     notices = []
     if template.ends_added:
@@ -98,6 +99,11 @@ def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) 
         )
     held = data.validation_conversations
     validation = _split(recipe, template, held, data.validation) if held else None
+    if shared := count_shared(held, data.train_conversations):
+        notices.append(
+            f"{shared} of {len(held)} validation conversations are also in the training data: "
+            "loss and scores will look better than on new ones"
+        )
     for name, split in (("training", train), ("validation", validation)):
         notices += _losses(name, split, recipe)
     sources = [source for read in (data.train, data.validation) if read for source in read.sources]

@@ -131,7 +131,7 @@ def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpo
     from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
-    from tunesmith.engine.check import choose_layout, untrained
+    from tunesmith.engine.check import check_gradients, choose_layout
     from tunesmith.engine.model import PackModel
 
     plan, recipe, prepared = settled.plan, settled.plan.recipe, settled.prepared
@@ -151,9 +151,7 @@ def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpo
     packed = PackModel(model, base)
     set_seed(recipe.seed)
     layout, notices = choose_layout(packed, prepared.train.examples, plan.layout, accelerator)
-    missing = untrained(packed, recipe.stage, prepared.train.examples, layout, accelerator)
-    if missing:
-        notices.append(f"{len(missing)} weights that should train get no gradient, such as {missing[0]}")
+    notices += check_gradients(packed, recipe.stage, prepared.train.examples, layout, accelerator)
     for text in notices:
         emit({"kind": "notice", "text": text})
     if accelerator.is_main_process:
@@ -266,16 +264,18 @@ def save_weights(settled: _Settled, model: Any, folder: RunFolder) -> None:
 
     recipe, template = settled.plan.recipe, settled.prepared.template
     base = recipe.method.base_model(model)
-    local = Path(base.config.name_or_path or "")
-    if recipe.method.adds_adapter and local.is_dir():
+    # an adapter belongs to what it was trained on, which may itself be an adapter
+    start = Path(find_model(recipe.model.path).weights) if recipe.model.path else None
+    on = start.resolve() if recipe.method.adds_adapter and start and start.is_dir() else None
+    if on is not None:
         for config in model.peft_config.values():
-            config.base_model_name_or_path = str(local.resolve())
+            config.base_model_name_or_path = str(on)
     generation = base.generation_config or GenerationConfig()
     generation.eos_token_id = list(template.stop_ids) or None
     with whole_folder(folder.weights) as partial:
         recipe.method.save(model, partial)
-        if recipe.method.adds_adapter and local.is_dir():
-            remember_base(partial, local)
+        if on is not None:
+            remember_base(partial, on)
         template.tokenizer.save_pretrained(partial)
         generation.save_pretrained(partial)
 

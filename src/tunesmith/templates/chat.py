@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tunesmith.data.conversation import Conversation, Message
 
 
+# a template is a program of somebody else's: these are the errors it can end in
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
 @dataclass(frozen=True)
 class _Turn:
     """One assistant turn as text: what serving would be given, what the model then has to write."""
@@ -75,18 +79,24 @@ class ChatTemplate:
         self.stop_ids = tuple(dict.fromkeys([*self.stop_ids, *ids]))
 
     def render(self, messages: Sequence[Message], *, tools: Sequence[Any] = (), prompt: bool) -> str:
-        """Return the text of *messages*, followed by the beginning of an assistant turn where *prompt* is set."""
+        """Return the text of *messages*, followed by the beginning of an assistant turn where *prompt* is set.
+
+        Raises ``ValueError`` with what the template says against them.
+        """
         if not self.has_chat:
             raise UserError(
                 "template.name: the tokenizer has no chat template (a base model?); name one, such as template: alpaca"
             )
-        text = self.tokenizer.apply_chat_template(
-            [message.as_template_input() for message in messages],
-            tools=list(tools) or None,
-            add_generation_prompt=prompt,
-            tokenize=False,
-            **self.arguments,
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [message.as_template_input() for message in messages],
+                tools=list(tools) or None,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **self.arguments,
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise ValueError(f"the template refuses it: {error}") from error
         return str(text)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -118,7 +128,7 @@ class ChatTemplate:
         for conversation in conversations:
             try:
                 turns.append(self._turns(conversation))
-            except (ValueError, jinja2.TemplateError) as error:
+            except ValueError as error:
                 problems.append(f"{conversation.origin}: {error}")
         if problems:
             shown = "\n".join(problems[:10])
@@ -156,7 +166,8 @@ class ChatTemplate:
             ended = self._ended(reply)
             weights = [float(train_on_prompt)] * len(prompt)
             if out and prompt[: len(out[-1][0])] == out[-1][0]:
-                weights[: len(out[-1][1])] = out.pop()[1]
+                _, before = out.pop()
+                weights[: len(before)] = before
             out.append((prompt + ended, weights + [float(trained)] * len(ended)))
         return [TokenSequence.of(tokens, weights) for tokens, weights in out if any(weights[1:])]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -175,6 +176,8 @@ def _compare(
     from tunesmith.generation.settings import Generation
     from tunesmith.run import evaluate as judging
 
+    if output is not None:
+        judging.check_comparison_path(output)
     scores = judging.make_scores(score or judging.DEFAULT_SCORES)
     conversations, source = judging.held_out(data or (), list(paths.values()))
     questions = judging.Questions(
@@ -186,9 +189,9 @@ def _compare(
     )
     with show.progress(quiet=as_json) as listener:
         result = judging.compare(paths, questions, scores, device=device, progress=listener)
+    show.evaluation(result, as_json=as_json)
     if output is not None:
         judging.write_comparison(output, result)
-    show.evaluation(result, as_json=as_json)
 
 
 @app.command()
@@ -265,3 +268,8 @@ def main() -> Any:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output is gone
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo("error: no space left on the device that is written to", err=True)
+        sys.exit(2)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -188,7 +189,7 @@ def outcome(result: Outcome) -> None:
     """Print how a run ended and what to do next; end the process as a signal would have, if one stopped it."""
     path, out = result.folder.path, console()
     if not result.complete:
-        line(f"stopped by {result.reason}; everything is saved. Go on with: tunesmith resume {path}")
+        line(f"stopped by {result.reason}; everything is saved. Go on with: tunesmith resume {quote(str(path))}")
         import signal
 
         sys.exit(128 + signal.Signals[result.reason].value)
@@ -196,8 +197,8 @@ def outcome(result: Outcome) -> None:
     if found:
         _evaluation(out, found, rows=3)
     line(f"report: {path / 'report.html'}")
-    line(f"talk to it: tunesmith chat {path}")
-    line(f"one model for every tool: tunesmith export {path} --to models/{path.name}")
+    line(f"talk to it: tunesmith chat {quote(str(path))}")
+    line(f"one model for every tool: tunesmith export {quote(str(path))} --to {quote(f'models/{path.name}')}")
 
 
 def demo(result: Demo) -> None:
@@ -212,7 +213,7 @@ def demo(result: Demo) -> None:
         f"base {length['base']:.0%}, tuned {length['tuned']:.0%}"
     )
     line(f"report: {result.report}")
-    line(f"talk to it: tunesmith chat {result.report.parent} --prompt '请对出下联。\\n春风吹绿柳'")
+    line(f"talk to it: tunesmith chat {quote(str(result.report.parent))} --prompt '请对出下联。\\n春风吹绿柳'")
     line(
         "the same with a real model: "
         "tunesmith train recipes/demo/2-couplets.yaml model=Qwen/Qwen3-0.6B output=runs/qwen"
@@ -249,7 +250,7 @@ def _evaluation(out: Console, found: dict[str, Any], rows: int) -> None:
 def exported(path: Path) -> None:
     """Print where the model is and that it was checked."""
     line(f"wrote {path}: its greedy answers equal the run's on all probes")
-    line(f"use it: tunesmith chat {path}   or give the folder to transformers, vLLM, …")
+    line(f"use it: tunesmith chat {quote(str(path))}   or give the folder to transformers, vLLM, …")
 
 
 def catalogue(found: dict[str, dict[str, str]]) -> None:

@@ -17,7 +17,7 @@ def talk(model: str, prompt: str | None, system: str | None, generation: Generat
     """Answer *prompt*, or each line of standard input until it ends."""
     conversation = Talk.load(model, system, generation, device)
     if prompt is not None:
-        _write(conversation.ask(prompt.replace("\\n", "\n")))
+        _write(conversation.ask(_readable(prompt).replace("\\n", "\n")))
         return
     asking = sys.stdin.isatty()
     if asking:
@@ -38,12 +38,17 @@ def _read(*, asking: bool) -> str | None:
     lines: list[str] = []
     try:
         while True:
-            line = input("> " if asking and not lines else "")
+            line = _readable(input("> " if asking and not lines else ""))
             lines.append(line.removesuffix("\\"))
             if not line.endswith("\\"):
                 return "\n".join(lines).strip()
     except EOFError:
         return "\n".join(lines).strip() if lines else None
+
+
+def _readable(text: str) -> str:
+    """Return *text* with a replacement character for each byte that was not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _write(pieces: Iterable[str]) -> None:
