@@ -42,7 +42,7 @@ class Environment:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         for packages in ((TORCH,), *self.installs):
-            pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
             subprocess.run([*pip, *packages], check=True, cwd=ROOT)
         self.finish(next((folder / "lib").glob("python*/site-packages")))
         ready.write_text(wanted, "utf-8")
@@ -75,7 +75,7 @@ UNSLOTH = Environment(
     "unsloth",
     (
         # --no-deps: torchvision, xformers and triton are for GPUs; unsloth itself falls back to the CPU
-        ("--no-deps", "unsloth==2026.10.7", "unsloth_zoo==2026.10.7"),
+        ("--no-deps", "unsloth==2026.10.9", "unsloth_zoo==2026.10.9"),
         ("transformers==5.17.0", "trl==1.15.0", "peft", "datasets<5", "requests", "protobuf", "sentencepiece"),
     ),
 )

@@ -2,9 +2,9 @@
 
     python bench/layout_equality.py
 
-Pretrains the demo's nano model for a few steps, then trains the couplet recipe on it once a layout, with one process and
-with two (gloo, on the CPU).  Exits with 1 where a training or validation loss differs by more than 1e-5 from that of
-one padded sequence a row.
+Pretrains the demo's nano model for a few steps, then trains the couplet recipe on it in each layout, with one process
+and with two (gloo, on the CPU).  Exits with 1 where a training or validation loss differs by more than 1e-5 from that
+of one padded sequence a row.
 """
 
 import argparse

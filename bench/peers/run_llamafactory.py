@@ -11,6 +11,7 @@ from llamafactory.train.tuner import run_exp  # noqa: E402 - imports are timed
 
 meter.imported()
 
+import torch  # noqa: E402
 from recorder import Recorder  # noqa: E402
 
 arguments: dict[str, Any] = {"per_device_train_batch_size": 8, **task.options["arguments"]}
@@ -37,6 +38,7 @@ values = {
     "gradient_accumulation_steps": accumulated,
     "logging_steps": 1,
     "report_to": "none",
+    "use_cpu": not torch.cuda.is_available(),
     **method,
     **arguments,
 }

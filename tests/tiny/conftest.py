@@ -122,7 +122,7 @@ def make_recipe_in(saved_model, data) -> Callable[..., Recipe]:
         "schedule": {"steps": 6, "batch_size": 5, "learning_rate": 1e-3, "warmup": 0},
         "evaluation": {"examples": 0, "every": 2},
         "checkpoints": {"every": 2, "keep": 2},
-        "engine": {"device": "cpu"},
+        "engine": {"device": "cpu", "precision": "float32"},
         "seed": 3,
     }
 

@@ -204,9 +204,12 @@ def _attention(
 
 
 def segment_attention(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, plan: ForestPlan, scale: float) -> Tensor:
-    """Return the attention ``[N, H, D]`` of a forest on the CPU, in the type of the queries."""
-    # its matrix products are float32 on purpose; autocast would make them bfloat16 one by one
-    with torch.autocast(q_NHD.device.type, enabled=False):
+    """Return the attention ``[N, H, D]`` of a forest on the CPU; under autocast in its type, as SDPA would be."""
+    device = q_NHD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q_NHD.dtype
+    q_NHD, k_NKD, v_NKD = q_NHD.to(dtype), k_NKD.to(dtype), v_NKD.to(dtype)
+    # autocast would turn the products that are float32 on purpose into bfloat16 ones
+    with torch.autocast(device, enabled=False):
         out_NHD: Tensor = _ForestAttention.apply(q_NHD, k_NKD, v_NKD, plan, scale)  # type: ignore[no-untyped-call]
     return out_NHD
 

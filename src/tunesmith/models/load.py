@@ -89,6 +89,22 @@ def tokenizer_from(path: str, **options: Any) -> PreTrainedTokenizerBase:
         return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **options))
 
 
+def load_stop_ids(model: Model) -> list[int]:
+    """Return the tokens at which the model's own generation settings stop; none where it has no such settings."""
+    from transformers import GenerationConfig
+
+    if model.path is None:
+        return []
+    place = find_model(model.path)
+    for where in filter(None, (place.adapter, place.base)):
+        try:
+            ids = GenerationConfig.from_pretrained(str(where), revision=model.revision or "main").eos_token_id
+        except OSError:
+            continue
+        return [] if ids is None else ids if isinstance(ids, list) else [ids]
+    return []
+
+
 def load_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """Return the model's configuration; for a new model, the recipe's sizes over the architecture's own."""
     from transformers import CONFIG_MAPPING, AutoConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from tunesmith.core.errors import UserError
-from tunesmith.data.conversation import Conversation, Message
+from tunesmith.data.conversation import Message
 from tunesmith.generation.settings import Generation
 from tunesmith.run.evaluate import load_contestant
 
@@ -46,7 +46,7 @@ class Talk:
         question = Message("user", text)
         if template.has_chat:
             opening = [Message("system", self.system)] if self.system else []
-            prompt = template.prompts([Conversation((*opening, *self.said, question))])[0]
+            prompt = template.prompt([*opening, *self.said, question])
         else:  # a base model without a template goes on with the text
             prompt = template.encode([text])[0]
         answer = []

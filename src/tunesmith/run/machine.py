@@ -46,7 +46,14 @@ class Machine:
                 processes=processes,
             )
         device = "mps" if wanted in ("auto", "mps") and torch.backends.mps.is_available() else "cpu"
-        return cls(device=device, name=_processor(), memory_bytes=_memory(), cores=cores, processes=processes)
+        return cls(
+            device=device,
+            name=_processor(),
+            bfloat16=device == "cpu" and _cpu_multiplies_bfloat16(),
+            memory_bytes=_memory(),
+            cores=cores,
+            processes=processes,
+        )
 
 
 def library_versions() -> dict[str, str]:
@@ -58,6 +65,18 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Say whether the processor has instructions for bfloat16; elsewhere it is emulated, and slower than float32."""
+    import torch
+
+    # torch offers no public name for this before 2.13
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    if ask is None:
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    found = ask()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _processor() -> str:

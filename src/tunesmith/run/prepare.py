@@ -9,6 +9,7 @@ import numpy as np
 
 from tunesmith.core.errors import DataError, UserError
 from tunesmith.data.read import count_shared, read_sources
+from tunesmith.models.load import load_stop_ids
 from tunesmith.stages import Example
 from tunesmith.templates.chat import ChatTemplate, special_token_counts
 
@@ -85,6 +86,7 @@ def read_data(recipe: Recipe) -> ReadData:
 def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """Turn what was read into examples; raise :class:`DataError` where nothing is left to learn."""
     template = ChatTemplate(tokenizer, recipe.template.name, recipe.template.arguments)
+    template.add_stop_ids(load_stop_ids(recipe.model))
     train = _split(recipe, template, data.train_conversations, data.train)
     if not train.examples:
         raise DataError(
@@ -96,6 +98,10 @@ def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) 
         notices.append(
             f"the template does not end {template.ends_added} answers: the end token was added, so that the model "
             "learns to stop"
+        )
+    if template.reasoning_dropped:
+        notices.append(
+            f"the template does not write the reasoning of {template.reasoning_dropped} answers: it is not learnt"
         )
     held = data.validation_conversations
     validation = _split(recipe, template, held, data.validation) if held else None

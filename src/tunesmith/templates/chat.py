@@ -1,21 +1,24 @@
 """Conversations to token sequences, exactly as serving will see them.
 
 For each assistant turn the prompt is what generation would be given: the template's render of the messages before it,
-with its generation prompt, encoded as one text.  The reply is what the render of the turn adds to that text.  Where
-the prompt is not a prefix of that render nothing can be known, and the conversation is refused.  Prompt and reply are
-encoded apart, as they are when the reply is generated.  If a later turn's prompt begins with the whole earlier
-sequence, token by token, the two become one sequence with two trained spans; where a template rewrites history (Qwen3
-drops past reasoning) they stay apart, each exactly as served, and the prefix forest computes their common part once.
+with its generation prompt, encoded as one text.  The reply is what the render of the turn adds to that text, through
+the token that ends the turn; what the template writes after it belongs to the next prompt.  Where the reply cannot be
+told from the two renders the conversation is refused.  Prompt and reply are encoded apart, as they are when the reply
+is generated.  If a later turn's prompt begins with the whole earlier sequence, token by token, the two become one
+sequence with two trained spans; where a template rewrites history (Qwen3 drops past reasoning) they stay apart, each
+exactly as served, and the prefix forest computes their common part once.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from tunesmith.core.errors import DataError, UserError
+from tunesmith.data.conversation import Message
 from tunesmith.templates.library import read_template
 from tunesmith.templates.tokens import TokenSequence
 
@@ -24,11 +27,17 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from tunesmith.data.conversation import Conversation, Message
+    from tunesmith.data.conversation import Conversation
 
 
 # a template is a program of somebody else's: these are the errors it can end in
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+# how a generation prompt ends that opens and closes the reasoning itself: </think>, <channel|>
+_CLOSED = re.compile(r"(</[^<>]+>|<[^<>|]+\|>)\s*$")
+
+_PROBE = "so be it"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,31 @@ class ChatTemplate:
             self._adopt(name)
         self.has_chat = tokenizer.chat_template is not None
         self.ends_added = 0
+        """Answers that the template does not end: the end token was added to them."""
+        self.reasoning_dropped = 0
+        """Answers whose reasoning the template does not write."""
+        self._lead = self._find_lead()
+        if self.has_chat:
+            self._find_end()
+
+    def _find_lead(self) -> str:
+        """Return what must stand before a reply so that its tokens are those of a text that goes on.
+
+        SentencePiece puts a space before whatever it is given; after a line break it puts none.
+        """
+        lead, alone, together = self.encode(["\n", "a", "\na"])
+        return "" if together == lead + alone else "\n"
+
+    def _find_end(self) -> None:
+        """Add the token that ends a turn, where it is none of those known: the first that follows an answer."""
+        try:
+            text = self.render([Message("user", _PROBE), Message("assistant", _PROBE)], prompt=False)
+        except ValueError:
+            return  # a template with rules of its own; its end is one of the tokens known, or is added
+        (tail,) = self.encode([text.rpartition(_PROBE)[2]])
+        added = [token for token in tail if token in self.tokenizer.added_tokens_decoder]
+        if not set(tail) & set(self.stop_ids) and added and tail.count(added[0]) == 1:
+            self.stop_ids = (added[0], *self.stop_ids)
 
     def _adopt(self, name: str) -> None:
         template = read_template(name)
@@ -105,6 +139,16 @@ class ChatTemplate:
             return []
         return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
 
+    def encode_replies(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts that go on after a prompt, ended by one of the stop tokens."""
+        skipped = len(self.encode([self._lead])[0]) if self._lead else 0
+        out = []
+        for ids in self.encode([self._lead + text for text in texts]):
+            ended = ids[-1:] and ids[-1] in self.stop_ids
+            self.ends_added += not ended
+            out.append(ids[skipped:] if ended else [*ids[skipped:], *self.stop_ids[:1]])
+        return out
+
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of plain texts as the tokenizer begins them, each closed by the end token."""
         if not texts:
@@ -113,8 +157,12 @@ class ChatTemplate:
         encoded = self.tokenizer(list(texts))["input_ids"]
         return [ids if ids[-1:] == end else [*ids, *end] for ids in encoded]
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return what generation is given to go on with a dialogue."""
+        return self.encode([self.render(messages, prompt=True)])[0]
+
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Return what generation is given to answer each conversation's last turn; plain texts are given none."""
+        """Return what generation is given to write each conversation's last assistant turn again."""
         return self.encode([self.render(c.prompt(), tools=c.tools, prompt=True) for c in conversations])
 
     def sequences(
@@ -133,9 +181,10 @@ class ChatTemplate:
         if problems:
             shown = "\n".join(problems[:10])
             raise DataError(f"{shown}\n{len(problems)} of {len(conversations)} conversations do not fit the template")
-        texts = [text for each in turns for turn in each for text in (turn.prompt, turn.reply)]
-        ids = iter(self.encode(texts))
-        return [self._merge([(next(ids), next(ids), turn.trained) for turn in each], train_on_prompt) for each in turns]
+        flat = [turn for each in turns for turn in each]
+        prompts = iter(self.encode([turn.prompt for turn in flat]))
+        replies = iter(self.encode_replies([turn.reply for turn in flat]))
+        return [_merge([(next(prompts), next(replies), t.trained) for t in each], train_on_prompt) for each in turns]
 
     def _turns(self, conversation: Conversation) -> list[_Turn]:
         messages = conversation.messages
@@ -147,37 +196,68 @@ class ChatTemplate:
                 continue
             prompt = self.render(messages[:index], tools=conversation.tools, prompt=True)
             through = self.render(messages[: index + 1], tools=conversation.tools, prompt=False)
-            if not through.startswith(prompt):
-                raise ValueError(
-                    f"message {index}: the template does not write this answer after its own generation prompt, so its "
-                    f"trained tokens cannot be told: prompt ends {prompt[-40:]!r}, the whole reads {through[-80:]!r}"
-                )
-            if message.content.strip() and message.content.strip() not in through[len(prompt) :]:
-                raise ValueError(f"message {index}: the template does not write the answer {message.content[:40]!r}")
-            turns.append(_Turn(prompt, through[len(prompt) :], message.trained is not False))
+            try:
+                reply = self._through_end(_reply(prompt, through, message.content.strip()), message)
+            except ValueError as error:
+                raise ValueError(f"message {index}: {error}") from None
+            turns.append(_Turn(prompt, reply, message.trained is not False))
         if not any(turn.trained for turn in turns):
             raise ValueError("no assistant turn to learn")
         return turns
 
-    def _merge(self, turns: list[tuple[list[int], list[int], bool]], train_on_prompt: bool) -> list[TokenSequence]:
-        """Join each turn to the one before it where serving would see the same tokens."""
-        out: list[tuple[list[int], list[float]]] = []
-        for prompt, reply, trained in turns:
-            ended = self._ended(reply)
-            weights = [float(train_on_prompt)] * len(prompt)
-            if out and prompt[: len(out[-1][0])] == out[-1][0]:
-                _, before = out.pop()
-                weights[: len(before)] = before
-            out.append((prompt + ended, weights + [float(trained)] * len(ended)))
-        return [TokenSequence.of(tokens, weights) for tokens, weights in out if any(weights[1:])]
+    def _through_end(self, reply: str, message: Message) -> str:
+        """Return *reply* through the token that ends its turn; raise ``ValueError`` where it lacks what was said."""
+        # reasoning may also stand in the content; templates then change the white space around it
+        thought, _, answer = (part.strip() for part in message.content.rpartition("</think>"))
+        for part in (thought.removeprefix("<think>").strip(), answer):
+            if part not in reply:
+                raise ValueError(f"the template does not write the answer {part[:40]!r}")
+        self.reasoning_dropped += (message.reasoning or "").strip() not in reply
+        said = reply.rfind(answer) + len(answer) if answer else 0
+        stops = [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(self.stop_ids))]
+        for stop in stops:
+            if stop in reply[:said]:
+                raise ValueError(f"the answer holds {stop!r}, at which a turn ends")
+        ends = [reply.index(stop, said) + len(stop) for stop in stops if stop in reply[said:]]
+        return reply
 
-    def _ended(self, reply: list[int]) -> list[int]:
-        """Return *reply* through its first end-of-turn token; one is added where the template wrote none."""
-        for index, token in enumerate(reply):
-            if token in self.stop_ids:
-                return reply[: index + 1]
-        self.ends_added += 1
-        return [*reply, *self.stop_ids[:1]]
+
+def _reply(prompt: str, through: str, answer: str) -> str:
+    """Return what the render *through* the turn adds to *prompt*; raise ``ValueError`` where that cannot be told."""
+    if through.startswith(prompt):
+        return through[len(prompt) :]
+    shared = _count_shared(prompt, through)
+    opened, rest = prompt[shared:], through[shared:]
+    before = rest[: rest.find(answer)].rstrip() if answer and answer in rest else None
+    # history leaves out the empty reasoning that the generation prompt writes (Gemma 4, DeepSeek V3.2)
+    if before is not None and _CLOSED.search(opened) and opened.endswith(before):
+        return rest[len(before) :]
+    advice = "; give the reasoning, or set template.arguments.enable_thinking: false" if "<think>" in opened else ""
+    raise ValueError(
+        "the template does not write this answer after its own generation prompt, so its trained tokens cannot be "
+        f"told: the prompt ends {prompt[-40:]!r}, the whole reads {through[-80:]!r}{advice}"
+    )
+
+
+def _merge(turns: list[tuple[list[int], list[int], bool]], train_on_prompt: bool) -> list[TokenSequence]:
+    """Join each turn (prompt, reply, trained) to the one before it where serving would see the same tokens."""
+    out: list[tuple[list[int], list[float]]] = []
+    for prompt, reply, trained in turns:
+        weights = [float(train_on_prompt)] * len(prompt)
+        before, learnt = out[-1] if out else ([], [])
+        if prompt[: len(before)] == before:
+            weights[: len(before)] = learnt
+            del out[-1:]
+        else:  # what both begin with is learnt once
+            shared = _count_shared(prompt, before)
+            weights[:shared] = [0.0] * shared
+        out.append((prompt + reply, weights + [float(trained)] * len(reply)))
+    return [TokenSequence.of(tokens, weights) for tokens, weights in out if any(weights[1:])]
+
+
+def _count_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how long the beginning is that both have."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def special_token_counts(sequences: Sequence[TokenSequence], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -1,0 +1,39 @@
+"""ms-swift, through the function that ``swift sft`` calls."""
+
+from typing import Any
+
+from measure import Meter, read_task
+
+task = read_task()
+meter = Meter(task)
+
+from swift.callbacks import callbacks_map  # noqa: E402 - imports are timed
+from swift.pipelines import sft_main  # noqa: E402
+
+meter.imported()
+
+from recorder import Recorder  # noqa: E402
+
+callbacks_map["bench"] = lambda _arguments, _trainer: Recorder(meter)
+values: dict[str, Any] = {
+    "model": task.model,
+    # the template that comes with the tokenizer: swift's own for Qwen3 would train other tokens
+    "model_type": "qwen3",
+    "template_backend": "jinja",
+    "dataset": f"{task.rows}/messages.jsonl",
+    "tuner_type": task.method,
+    "output_dir": f"{task.work}/out",
+    "num_train_epochs": 1,
+    "max_steps": task.most_steps or -1,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "report_to": "none",
+    "callbacks": "bench",
+    **({"lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"} if task.method == "lora" else {}),
+    "per_device_train_batch_size": 8,
+    **task.options["arguments"],
+}
+values["gradient_accumulation_steps"] = task.batch_size // values["per_device_train_batch_size"]
+sft_main([text for name, value in values.items() for text in (f"--{name}", str(value))])
+meter.finish()
