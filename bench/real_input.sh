@@ -30,7 +30,7 @@ PY
   model.scratch.sizes.hidden_size=256 model.scratch.sizes.intermediate_size=704 \
   model.scratch.sizes.num_hidden_layers=6 model.scratch.sizes.num_attention_heads=8 \
   model.scratch.sizes.num_key_value_heads=4 model.scratch.tokenizer.vocabulary_size=8000 \
-  schedule.epochs=2 schedule.learning_rate=2e-3 output="$out/tang"
+  schedule.epochs=1 schedule.learning_rate=2e-3 output="$out/tang"
 
 "$tunesmith" train recipes/demo/2-couplets.yaml --overwrite model="$out/tang" \
   data.train.0="$out/train.json" data.validation.0="$out/test.json" schedule.epochs=2 output="$out/couplets"

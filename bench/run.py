@@ -179,9 +179,9 @@ class Bench:
         return {**record, "result": json.loads(Path(task.result).read_text("utf-8"))}
 
     def _task(self, case: Case, peer: str, setting: str, mode: str, counts: dict[str, Any], work: Path) -> Task:
-        mean = counts["tokens"] / counts["samples"]
-        rows = max(1, -(-round(BATCH * mean) // PACK_TOKENS))
-        length = max(counts["longest"], -(-round(BATCH * mean) // rows))
+        tokens = round(BATCH * counts["tokens"] / counts["samples"])
+        rows = -(-tokens // PACK_TOKENS)
+        length = max(counts["longest"], -(-tokens // rows))
         return Task(
             peer=peer,
             package=PEERS[peer].package,
@@ -197,7 +197,7 @@ class Bench:
             batch_size=BATCH,
             most_steps=case.most_steps if mode == "measure" else 0,
             pack_rows=rows,
-            pack_length=length,
+            pack_length=-(-length // 8) * 8,  # LLaMA-Factory 0.9.5 fails on other lengths
             opening=counts["opening"],
             padding=counts["padding"],
             spawned=time.monotonic(),

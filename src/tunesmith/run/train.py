@@ -14,21 +14,21 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Listener, ignore
 from tunesmith.core.settings import process_settings
 from tunesmith.models.fingerprint import remember_base
-from tunesmith.models.load import find_model, load_config, load_model, load_tokenizer
+from tunesmith.models.load import find_model, load_model
+from tunesmith.recipe.read import recipe_from_values
 from tunesmith.run.evaluate import Contestant, Questions, evaluation_report
 from tunesmith.run.folder import RunFolder
-from tunesmith.run.machine import Machine, library_versions
-from tunesmith.run.plan import Plan, make_plan
-from tunesmith.run.prepare import Prepared, prepare, read_data
+from tunesmith.run.machine import library_versions
+from tunesmith.run.plan import Plan
 from tunesmith.run.report import write_report
+from tunesmith.run.settle import Settled, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import PreTrainedConfig
-
     from tunesmith.engine.loop import TrainingLoop
     from tunesmith.recipe.schema import Recipe
+    from tunesmith.run.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def resume(path: Path, listener: Listener = ignore) -> Outcome:
     saved = list_checkpoints(folder.checkpoints)
     if folder.weights.is_dir():
         raise UserError(f"{path} is finished; to train further, start a new recipe with model: {path}")
-    settled = _settle(folder.recipe(), listener)
+    settled = _settle(_as_settled_before(folder), listener)
     _check_unchanged(folder, settled.prepared)
     checkpoint = saved[-1][1] if saved else None
     if process_settings().rank == 0:
@@ -76,44 +76,26 @@ def resume(path: Path, listener: Listener = ignore) -> Outcome:
     return _carry_out(settled, folder, listener, checkpoint=checkpoint)
 
 
-@dataclass(frozen=True)
-class _Settled:
-    """All that is known before the weights load."""
-
-    plan: Plan
-    machine: Machine
-    prepared: Prepared
-    config: PreTrainedConfig
-
-
-def _settle(recipe: Recipe, listener: Listener) -> _Settled:
-    machine = Machine.probe(recipe.engine.device, process_settings().world_size)
-    if not machine.has_torch:
+def _settle(recipe: Recipe, listener: Listener) -> Settled:
+    settled = settle(recipe)
+    if not settled.machine.has_torch:
         raise UserError("training needs torch: pip install torch")
-    data = read_data(recipe)
-    tokenizer = load_tokenizer(recipe.model, data.texts)
-    config = load_config(recipe.model, tokenizer)
-    prepared = prepare(recipe, data, tokenizer)
-    plan = make_plan(recipe, machine, len(prepared.train.examples), validated=prepared.validation is not None)
-    notices = [*plan.notices, *prepared.notices, *_check_fit(config, prepared)]
-    for text in notices:
+    for text in settled.plan.notices:
         listener({"kind": "notice", "text": text})
-    return _Settled(Plan(**{**vars(plan), "notices": tuple(notices)}), machine, prepared, config)
+    return settled
 
 
-def _check_fit(config: PreTrainedConfig, prepared: Prepared) -> list[str]:
-    """Raise where tokenizer and model do not belong together; return notices of what is unusual."""
-    text = config.get_text_config()
-    tokens, rows = len(prepared.template.tokenizer), int(text.vocab_size)
-    highest = max(int(s.tokens.max()) for e in prepared.train.examples for s in e.sequences)
-    if highest >= rows:
-        raise UserError(
-            f"model: its embedding has {rows} rows, but the tokenizer ({tokens} tokens) gives token id {highest}"
-        )
-    longest, context = prepared.train.counts["longest"], getattr(text, "max_position_embeddings", None)
-    if context and min(longest, prepared.train.counts["longest"]) > context:
-        return [f"sequences of up to {longest} tokens, but the model was made for {context}: lower data.max_tokens"]
-    return []
+def _as_settled_before(folder: RunFolder) -> Recipe:
+    """Return the run's recipe with what its plan chose written in: another machine might choose otherwise."""
+    recipe, plan = folder.recipe(), folder.read("plan.json")
+    if plan is None:
+        return recipe
+    chosen = plan["settled"]
+    engine = {name: chosen[name] for name in ("layout", "tokens_per_pass", "precision")}
+    values = recipe.model_dump(mode="json")
+    values["engine"] |= engine
+    values["schedule"] |= {"learning_rate": chosen["learning_rate"]}
+    return recipe_from_values(values, str(folder.path / "plan.json"))
 
 
 def _check_unchanged(folder: RunFolder, prepared: Prepared) -> None:
@@ -126,7 +108,7 @@ def _check_unchanged(folder: RunFolder, prepared: Prepared) -> None:
         )
 
 
-def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpoint: Path | None) -> Outcome:
+def _carry_out(settled: Settled, folder: RunFolder, listener: Listener, checkpoint: Path | None) -> Outcome:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
@@ -178,7 +160,7 @@ def _carry_out(settled: _Settled, folder: RunFolder, listener: Listener, checkpo
     return outcome
 
 
-def _ready_model(settled: _Settled, device: Any) -> tuple[Any, Any]:
+def _ready_model(settled: Settled, device: Any) -> tuple[Any, Any]:
     """Load the model, apply the method, keep what trains in float32; return it and the transformers model inside."""
     import torch
 
@@ -197,7 +179,7 @@ def _ready_model(settled: _Settled, device: Any) -> tuple[Any, Any]:
     return model.to(device), recipe.method.base_model(model)
 
 
-def _loop(settled: _Settled, packed: Any, accelerator: Any, folder: RunFolder, layout: Any) -> TrainingLoop:
+def _loop(settled: Settled, packed: Any, accelerator: Any, folder: RunFolder, layout: Any) -> TrainingLoop:
     from tunesmith.engine.loop import LoopSettings, TrainingLoop, make_schedule
 
     plan, recipe = settled.plan, settled.plan.recipe
@@ -241,7 +223,7 @@ def _stopping(loop: TrainingLoop) -> Iterator[None]:
             signal.signal(given, handler)
 
 
-def _finish(settled: _Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> None:
+def _finish(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> None:
     """Choose the weights, save them, and judge them against the base."""
     from tunesmith.engine.checkpoint import load_weights
 
@@ -256,7 +238,7 @@ def _finish(settled: _Settled, loop: TrainingLoop, layout: Any, emit: Listener) 
             folder.write("evaluation.json", _judge(settled, loop, layout, emit))
 
 
-def save_weights(settled: _Settled, model: Any, folder: RunFolder) -> None:
+def save_weights(settled: Settled, model: Any, folder: RunFolder) -> None:
     """Write what was trained with its tokenizer, template and stop tokens, in one rename."""
     from transformers import GenerationConfig
 
@@ -280,7 +262,7 @@ def save_weights(settled: _Settled, model: Any, folder: RunFolder) -> None:
         generation.save_pretrained(partial)
 
 
-def _judge(settled: _Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> dict[str, Any]:
+def _judge(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> dict[str, Any]:
     """Return the evaluation of base and tuned model on the validation data."""
     recipe, prepared = settled.plan.recipe, settled.prepared
     assert prepared.validation is not None
@@ -324,7 +306,7 @@ def _with_layout(plan: Plan, layout: Any, notices: list[str]) -> dict[str, Any]:
     return data
 
 
-def _manifest(settled: _Settled) -> dict[str, Any]:
+def _manifest(settled: Settled) -> dict[str, Any]:
     recipe, machine = settled.plan.recipe, settled.machine
     model = recipe.model.path or f"new {recipe.model.scratch and recipe.model.scratch.architecture}"
     return {

