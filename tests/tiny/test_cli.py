@@ -276,6 +276,26 @@ def test_questions_can_be_piped_in(tunesmith):
     assert "no such command: /what; there are /new and /quit\n" in ended.out
 
 
+def test_each_question_is_asked_after_all_that_was_said(tunesmith, monkeypatch):
+    asked = []
+
+    def answer(model, tokenizer, prompt, *rest, **options):
+        asked.append(tokenizer.decode(prompt))
+        yield f"answer {len(asked)}"
+
+    monkeypatch.setattr("tunesmith.generation.sample.stream_answer", answer)
+    ended = tunesmith("chat", "run", "--system", "Be kind.", stdin="one\ntwo\n/new\nthree\n")
+    turn = "<|im_start|>{}\n{}<|im_end|>\n".format
+    system, begin = turn("system", "Be kind."), "<|im_start|>assistant\n"
+
+    assert ended.out == "answer 1\nanswer 2\nanswer 3\n"
+    assert asked == [
+        system + turn("user", "one") + begin,
+        system + turn("user", "one") + turn("assistant", "answer 1") + turn("user", "two") + begin,
+        system + turn("user", "three") + begin,
+    ]
+
+
 def test_input_that_ends_at_once_asks_nothing(tunesmith):
     ended = tunesmith("chat", "run", stdin="")
 

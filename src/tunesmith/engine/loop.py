@@ -99,6 +99,7 @@ class TrainingLoop:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.settings, self.folder = settings, folder
         self.progress = Progress()
+        self.tokens_per_pass = settings.tokens_per_pass
         self.stop_reason: str | None = None
 
     @property
@@ -135,7 +136,7 @@ class TrainingLoop:
             while progress.step < settings.steps and not self._asked_to_stop():
                 chosen, packs = following.result()
                 following = self._submit(builder, examples, order, progress.step + 1)
-                event = self._step(chosen, packs)
+                event = self._step(chosen, packs, emit)
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 emit({"kind": "step", "step": progress.step, "epoch": order.epoch(progress.step), **event})
@@ -162,7 +163,7 @@ class TrainingLoop:
     def _local_packs(self, examples: Sequence[Example]) -> list[Pack]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         part = split_examples(examples, world)[rank]
-        return build_packs(part, self.settings.layout, self.settings.tokens_per_pass) if part else []
+        return build_packs(part, self.settings.layout, self.tokens_per_pass) if part else []
 
     def _submit(self, builder: ThreadPoolExecutor, examples: Sequence[Example], order: ExampleOrder, step: int) -> Any:
         def build() -> tuple[list[Example], list[Pack]]:
@@ -171,22 +172,11 @@ class TrainingLoop:
 
         return builder.submit(build)
 
-    def _step(self, chosen: list[Example], packs: list[Pack]) -> dict[str, Any]:
+    def _step(self, chosen: list[Example], packs: list[Pack], emit: Listener) -> dict[str, Any]:
         """One optimizer step over *chosen*, of which *packs* are this process's share."""
         began = time.monotonic()
-        size, world = self.objective.size(chosen), self.accelerator.num_processes
-        totals: list[Tensor] = []
-        parts: dict[str, float] = {}
-        passes = self._passes(packs, chosen)
-        for index, (pack, counts) in enumerate(passes):
-            last = index == len(passes) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._forward(pack.to(self.accelerator.device))
-                # distribution averages gradients over processes; the loss is a mean over the whole step
-                self.accelerator.backward(loss.total * (counts * world / size))
-            totals.append(loss.total.detach() * counts)
-            for name, value in loss.parts.items():
-                parts[name] = parts.get(name, 0.0) + value * counts
+        size = self.objective.size(chosen)
+        totals, parts, packs = self._make_gradients(chosen, packs, emit)
         norm = self._clip()
         value = float(self._sum(_added(totals))) / size
         if not math.isfinite(value) or not (math.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
@@ -208,6 +198,51 @@ class TrainingLoop:
             **{name: float(self._sum(torch.tensor(v, dtype=torch.float64))) / size for name, v in parts.items()},
         }
 
+    def _make_gradients(
+        self, chosen: list[Example], packs: list[Pack], emit: Listener
+    ) -> tuple[list[Tensor], dict[str, float], list[Pack]]:
+        """Add the gradients of a step; return the loss of each pass, the sums beside it, and the packs that were run.
+
+        Where memory runs out the same examples run again in smaller passes, from the same random state: layout is not
+        semantics.  Several processes cannot agree on that in the middle of a pass, so there the error stands.
+        """
+        before = random_state()
+        try:
+            return *self._run_passes(chosen, packs), packs
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            largest = max(len(pack.tokens) for pack in packs)
+            if self.accelerator.num_processes > 1 or all(len(pack.examples) < 2 for pack in packs):
+                raise UserError(
+                    f"memory ran out in a pass of {largest} tokens. Lower engine.tokens_per_pass or data.max_tokens, "
+                    "set engine.gradient_checkpointing: true, or take a smaller model or method"
+                ) from error
+        # outside the handler: the error's traceback would keep the failed pass alive
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.tokens_per_pass = largest // 2
+        emit({"kind": "notice", "text": f"memory ran out: passes of at most {largest // 2} tokens from here on"})
+        set_random_state(before)
+        return self._make_gradients(chosen, self._local_packs(chosen), emit)
+
+    def _run_passes(self, chosen: list[Example], packs: list[Pack]) -> tuple[list[Tensor], dict[str, float]]:
+        size, world = self.objective.size(chosen), self.accelerator.num_processes
+        totals: list[Tensor] = []
+        parts: dict[str, float] = {}
+        passes = self._passes(packs, chosen)
+        for index, (pack, counts) in enumerate(passes):
+            last = index == len(passes) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self._forward(pack.to(self.accelerator.device))
+                # distribution averages gradients over processes; the loss is a mean over the whole step
+                self.accelerator.backward(loss.total * (counts * world / size))
+            totals.append(loss.total.detach() * counts)
+            for name, value in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + value * counts
+        return totals, parts
+
     def _forward(self, pack: Pack) -> Any:
         coefficient = self.objective.coefficient(pack)
         with self.accelerator.autocast():
@@ -226,7 +261,7 @@ class TrainingLoop:
         count = torch.tensor([len(packs)], device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
         shortest = min(examples, key=lambda e: e.tokens)
-        (filler,) = build_packs([shortest], self.settings.layout, self.settings.tokens_per_pass)
+        (filler,) = build_packs([shortest], self.settings.layout, self.tokens_per_pass)
         return passes + [(filler, 0.0)] * (most - len(packs))
 
     def _clip(self) -> float:
@@ -295,6 +330,11 @@ class TrainingLoop:
             "Lower schedule.learning_rate, raise schedule.warmup, or use engine.precision=bfloat16 or float32; "
             "then resume from the last checkpoint"
         )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether *error* is a device or the CPU running out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _added(totals: list[Tensor]) -> Tensor:

@@ -210,7 +210,7 @@ class ChatTemplate:
         # reasoning may also stand in the content; templates then change the white space around it
         thought, _, answer = (part.strip() for part in message.content.rpartition("</think>"))
         for part in (thought.removeprefix("<think>").strip(), answer):
-            if False:
+            if part not in reply:
                 raise ValueError(f"the template does not write the answer {part[:40]!r}")
         self.reasoning_dropped += (message.reasoning or "").strip() not in reply
         said = reply.rfind(answer) + len(answer) if answer else 0
