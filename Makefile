@@ -33,3 +33,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	touch $@
+
+# all of it takes hours; a part: make bench PEERS=trl,llamafactory WORKLOADS=couplets REPEATS=1
+.PHONY: bench
+bench: $(READY)
+	$(BIN)/python bench/run.py $(if $(PEERS),--peers $(PEERS)) $(if $(WORKLOADS),--workloads $(WORKLOADS)) \
+		$(if $(REPEATS),--repeats $(REPEATS)) $(if $(STEPS),--steps $(STEPS)) $(BENCH)
+	$(BIN)/python bench/report.py

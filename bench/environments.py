@@ -24,7 +24,7 @@ class Environment:
 
     name: str
     installs: tuple[tuple[str, ...], ...]
-    finish: Callable[[Path], None] = lambda packages: None
+    finish: Callable[[Path], None] = lambda _: None
     """Called with the folder ``site-packages``."""
 
     @property
@@ -118,7 +118,9 @@ PEERS: dict[str, Peer] = {
         HUGGINGFACE,
         {
             "default": Setting("every default; 4 × 8 examples a step", {"arguments": {}}),
-            "float32": Setting("weights loaded in float32", {"dtype": dict.fromkeys(_FROZEN_SHORT, "float32"), "arguments": {}}),
+            "float32": Setting(
+                "weights loaded in float32", {"dtype": dict.fromkeys(_FROZEN_SHORT, "float32"), "arguments": {}}
+            ),
             "bf16": Setting(
                 "bf16, frozen weights in bfloat16, grouped by length, 32 a pass",
                 {"dtype": _FROZEN_SHORT, "arguments": {**_BF16, "train_sampling_strategy": "group_by_length"}},
@@ -131,12 +133,18 @@ PEERS: dict[str, Peer] = {
         "run_trl.py",
         HUGGINGFACE,
         {
-            "default": Setting("every default (bf16, gradient checkpointing); 4 × 8 examples a step", {"arguments": {}}),
+            "default": Setting(
+                "every default (bf16, gradient checkpointing); 4 × 8 examples a step", {"arguments": {}}
+            ),
             "bf16": Setting(
                 "bf16, frozen weights in bfloat16, grouped by length, 32 a pass, no checkpointing",
                 {
                     "dtype": _FROZEN_SHORT,
-                    "arguments": {**_BF16, "gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
+                    "arguments": {
+                        **_BF16,
+                        "gradient_checkpointing": False,
+                        "train_sampling_strategy": "group_by_length",
+                    },
                 },
             ),
             "packing": Setting(
@@ -158,7 +166,9 @@ PEERS: dict[str, Peer] = {
         "run_llamafactory.py",
         LLAMAFACTORY,
         {
-            "default": Setting("every default (float32, gradient checkpointing); 4 × 8 examples a step", {"arguments": {}}),
+            "default": Setting(
+                "every default (float32, gradient checkpointing); 4 × 8 examples a step", {"arguments": {}}
+            ),
             "bf16": Setting(
                 "bf16, grouped by length, 32 a pass, no checkpointing",
                 {
@@ -190,7 +200,13 @@ PEERS: dict[str, Peer] = {
             "default": Setting("every default; 4 × 8 examples a step", {"arguments": {}}),
             "bf16": Setting(
                 "bfloat16, grouped by length, 32 a pass, no checkpointing",
-                {"arguments": {"torch_dtype": "bfloat16", "per_device_train_batch_size": 32, "gradient_checkpointing": False}},
+                {
+                    "arguments": {
+                        "torch_dtype": "bfloat16",
+                        "per_device_train_batch_size": 32,
+                        "gradient_checkpointing": False,
+                    }
+                },
             ),
         },
         ("couplets", "style", "chats", "long"),

@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_demo_data(folder / "data")
-        common = {"evaluation.examples": 0, "engine.device": "cpu"}
+        common = {"evaluation.examples": 0, "engine.device": "cpu", "engine.precision": "float32"}
         base = {"data.train": folder / "data" / "corpus.txt", "output": folder / "base", "schedule.steps": 30}
         train("1-pretrain.yaml", {**common, **base})
         tuned = {

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -116,8 +117,8 @@ class Meter:
         if torch.cuda.is_available():
             self.gpu_peak = torch.cuda.max_memory_allocated() / MEGABYTE
         result = {
-            "version": version(self.task.package),
-            "versions": {"python": sys.version.split()[0], **dict(_versions())},
+            "version": _versions([self.task.package]).get(self.task.package, "from source"),
+            "versions": {"python": sys.version.split()[0], **_versions(LIBRARIES)},
             "threads": torch.get_num_threads(),
             "import_seconds": self.import_seconds,
             "first_step_seconds": self.marks[1][0] - self.task.spawned,
@@ -141,11 +142,11 @@ class Meter:
         self.marks.append((time.monotonic(), time.process_time()))
 
 
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for name in LIBRARIES:
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
         try:
-            found.append((name, version(name)))
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found

@@ -59,9 +59,7 @@ def count(case: Case, tokenizer: Any, folder: Path) -> dict[str, Any]:
         encode(tokenizer, messages)
         for row in read_rows(folder)
         for messages in (
-            [row["messages"]]
-            if "messages" in row
-            else [row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
+            [row["messages"]] if "messages" in row else [row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]]
         )
     ]
     opening = sequences[0][0][:2]

@@ -1,10 +1,10 @@
-"""Write docs/performance.md from result files: ``python bench/report.py [FILE …]``, by default all in bench/results/."""
+"""Write docs/performance.md from result files: ``python bench/report.py [FILE …]``, or all of bench/results/."""
 
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from environments import OURS, PEERS, ROOT, UNUSABLE
+from environments import OURS, ROOT, UNUSABLE
 from results import (
     Run,
     Session,
@@ -48,14 +48,15 @@ their documented ones.
   behind them stand the lowest and highest ratio within one round.
 - **Rates** count real tokens, without padding, and leave out the first two steps. Those count in *first step*: the
   seconds from starting the process to the end of the first optimizer step.
-- **Memory.** *peak* is the process's highest resident memory while it trains; *above start* is what of it came after the
-  model was loaded; *live* is the most that tensors held at once above what they held before the step, from torch's
+- **Memory.** *peak* is the process's highest resident memory while it trains; *above start* is what of it came after
+  the model was loaded; *live* is the most that tensors held at once above what they held before the step, from torch's
   allocator, in the check step.
 - **MFU** is useful work over what the machine's best bfloat16 matrix product would do in the time (2,048 × 2,048,
   measured in every process). Useful is what no engine can leave out: each distinct prefix of a step once, no padding,
-  the output head only where a token is learnt. Beside it, the same by processor time, which a busy machine disturbs less.
-- `packing-labels` is TRL with a patch: on a GPU it runs the output head only where a token is learnt, on a CPU everywhere;
-  the patch takes its GPU path, so that the comparison is not flattered by that.
+  the output head only where a token is learnt. Beside it, the same by processor time, which a busy machine disturbs
+  less.
+- `packing-labels` is TRL with a patch: on a GPU it runs the output head only where a token is learnt, on a CPU
+  everywhere; the patch takes its GPU path, so that the comparison is not flattered by that.
 
 To repeat: `make bench`, or a part of it: `make bench PEERS=trl WORKLOADS=couplets REPEATS=1`
 (`python bench/run.py --help` lists the rest; `--grow data,length,vocabulary` measures growth, `--methods full` full
@@ -169,7 +170,9 @@ def _speed(timed: Group, best: dict[str, float]) -> list[str]:
         if not good(runs):
             continue
         cells = [f"{NAMES[peer]} {setting}", _range(spread(runs, _samples), 2)]
-        cells += [_range(spread(runs, lambda run, name=name: run.rate(name)), 0) for name in ("tokens", "trained_tokens")]  # type: ignore[misc]
+        cells += [
+            _range(spread(runs, lambda run, name=name: run.rate(name)), 0) for name in ("tokens", "trained_tokens")
+        ]  # type: ignore[misc]
         if peer == OURS:
             cells += ["", "", ""]
         else:
@@ -191,8 +194,8 @@ def _cost(timed: Group, checked: Group) -> list[str]:
         first, *later = good(runs)
         cells = [
             f"{NAMES[key[0]]} {key[1]}",
-            _middle(runs, lambda run: run.number("peak_rss")),
-            _middle(runs, lambda run: (run.number("peak_rss") or 0) - (run.number("rss_before") or 0)),
+            _middle(runs, lambda run: run.peak),
+            _middle(runs, lambda run: run.peak - run.before),
             _middle(checked.get(key, []), lambda run: run.number("live_peak")),
             f"{first.number('first_step_seconds'):.1f}",
             _middle(later, lambda run: run.number("first_step_seconds"), 1),
@@ -215,8 +218,8 @@ def _agreement(checked: Group) -> list[str]:
             if (what := disagreement(run, reference)) is not None:
                 lines.append(f"- {NAMES[peer]} {setting} trained otherwise: {what}.")
     same = sum(len(good(runs)) for runs in checked.values()) - len(lines)
-    said = f"{same} settings trained the same tokens in the check step, their losses {min(losses):.4f} to {max(losses):.4f}"
-    return [f"{said}.", *lines]
+    spread_of_losses = f"their losses {min(losses):.4f} to {max(losses):.4f}"
+    return [f"{same} settings trained the same tokens in the check step, {spread_of_losses}.", *lines]
 
 
 def _failures(*groups: Group) -> list[str]:

@@ -11,6 +11,8 @@ WARM_UP = 2
 """First steps of a run that do not count towards its rates; they count in the time to the first step."""
 TOLERANCE = 0.02
 """How far losses of step 1 may be apart, relative: bfloat16 has three digits."""
+HOPPER = 990e12
+"""Dense bfloat16 FLOP a second of an H100 or H200, rounded."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,16 @@ class Run:
         return value
 
     @property
+    def peak(self) -> float:
+        """The highest memory of the training, in megabytes: the GPU's where there is one, else the process's."""
+        return float(self.number("gpu_peak") or self.number("peak_rss") or 0)
+
+    @property
+    def before(self) -> float:
+        """The same before the first step, with the model loaded."""
+        return float(self.number("gpu_before") or self.number("rss_before") or 0)
+
+    @property
     def first_loss(self) -> float | None:
         """The loss of the first step."""
         losses = self.record["result"]["losses"]
@@ -122,7 +134,11 @@ def ratio(ours: list[Run], theirs: list[Run], quantity: Callable[[Run], float]) 
 
 
 def best_products(session: Session, dtype: str = "bfloat16") -> dict[str, float]:
-    """Return the best rates of a matrix product that any run of the session saw, by clock, in FLOP a second."""
+    """Return the best rates of a matrix product that any run of the session saw, by clock, in FLOP a second; on a GPU
+    the rate that Hopper's maker names.
+    """
+    if session.header.get("gpu"):
+        return {"wall": HOPPER, "cpu": HOPPER}
     rates = [r["result"]["products"][dtype] for r in session.records if "result" in r]
     return {clock: max(rate[clock] for rate in rates) for clock in ("wall", "cpu")} if rates else {}
 

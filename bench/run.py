@@ -32,12 +32,11 @@ GROWTH = {
 def read_arguments() -> argparse.Namespace:
     """Return the command line's choices."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    listed = {"type": lambda text: text.split(",")}
     others = [name for name in PEERS if name != OURS]
-    parser.add_argument("--peers", **listed, default=others, help="to compare with; peer/setting picks one setting")
-    parser.add_argument("--workloads", **listed, default=list(WORKLOADS), help=", ".join(WORKLOADS))
-    parser.add_argument("--methods", **listed, default=["lora"], help="lora, full")
-    parser.add_argument("--grow", **listed, default=[], help=f"also measure growth with {', '.join(GROWTH)}")
+    parser.add_argument("--peers", type=names, default=others, help="to compare with; peer/setting picks one setting")
+    parser.add_argument("--workloads", type=names, default=list(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument("--methods", type=names, default=["lora"], help="lora, full")
+    parser.add_argument("--grow", type=names, default=[], help=f"also measure growth with {', '.join(GROWTH)}")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; in each, every peer runs once in turn")
     parser.add_argument("--steps", type=int, default=12, help=f"optimizer steps of {BATCH} examples in one run")
     parser.add_argument("--shape", default="30M", help="model: tiny, 30M, 0.6B, 1.7B")
@@ -47,6 +46,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="result file; bench/results/<time>.jsonl")
     parser.add_argument("--no-check", action="store_true", help="do not check first that all train the same")
     return parser.parse_args()
+
+
+def names(text: str) -> list[str]:
+    """Return the names that *text* lists between commas."""
+    return text.split(",")
 
 
 def main() -> None:
@@ -67,8 +71,8 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(HOME / "cache", ignore_errors=True)
     with output.open("w", encoding="utf-8") as lines:
-        bench = Bench(chosen.threads, chosen.timeout, lambda record: _append(lines, record))
-        _append(lines, header(shlex.join(["python", "bench/run.py", *sys.argv[1:]]), chosen.threads))
+        bench = Bench(chosen.threads, chosen.timeout, lambda record: append(lines, record))
+        append(lines, header(shlex.join(["python", "bench/run.py", *sys.argv[1:]]), chosen.threads))
         bench.measure(cases, contestants, chosen.repeats, check=not chosen.no_check)
     print(summary(read_session(output)))
     print(f"written to {output}; docs/performance.md is made from such files by: python bench/report.py")
@@ -109,7 +113,8 @@ def _cores() -> list[str]:
     return [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("processor")]
 
 
-def _append(lines: Any, record: dict[str, Any]) -> None:
+def append(lines: Any, record: dict[str, Any]) -> None:
+    """Write *record* as a line of its own, at once: what was measured survives what fails later."""
     lines.write(json.dumps(record, ensure_ascii=False) + "\n")
     lines.flush()
 
@@ -208,7 +213,7 @@ class Bench:
         variables = {
             "OMP_NUM_THREADS": self.threads,
             "MKL_NUM_THREADS": self.threads,
-            "PYTHONPATH": ROOT / "bench",
+            "PYTHONPATH": f"{ROOT / 'bench'}:{ROOT / 'src'}",
             "HF_HUB_OFFLINE": 1,
             "HF_HOME": cache / "huggingface",
             "XDG_CACHE_HOME": cache / "xdg",

@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-
 from measure import Counts, Meter
+from transformers import TrainerCallback
 
 
 class Recorder(TrainerCallback):
@@ -14,19 +13,19 @@ class Recorder(TrainerCallback):
     def __init__(self, meter: Meter) -> None:
         self.meter, self.counts = meter, Counts()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **arguments: Any) -> None:
-        arguments["model"].register_forward_pre_hook(self._count, with_kwargs=True)
+    def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
         self.meter.begin()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **arguments: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self.meter.step(self.counts)
         self.counts = Counts()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **arguments: Any) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "loss" in logs:
             self.meter.losses.append(float(logs["loss"]))
 
-    def _count(self, model: Any, positional: Any, given: dict[str, Any]) -> None:
+    def _count(self, _model: Any, _positional: Any, given: dict[str, Any]) -> None:
         # a reference model's pass (DPO) is not counted: the same samples come again
         if not torch.is_grad_enabled() or given.get("input_ids") is None:
             return

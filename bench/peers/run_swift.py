@@ -13,6 +13,7 @@ from swift.template import TemplateMeta, register_template  # noqa: E402
 
 meter.imported()
 
+import torch  # noqa: E402
 from recorder import Recorder  # noqa: E402
 
 # the tokenizer's template in swift's own words: its templates end turns with a line break and learn other tokens
@@ -41,6 +42,7 @@ values: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
     "callbacks": "bench",
+    "use_cpu": not torch.cuda.is_available(),
     **({"lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"} if task.method == "lora" else {}),
     "per_device_train_batch_size": 8,
     **task.options["arguments"],

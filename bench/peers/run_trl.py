@@ -24,7 +24,7 @@ if options.get("score_labels_only"):
     # On a GPU TRL runs the output head at learnt positions only, elsewhere at all of them; this is its own GPU path.
     import trl.trainer.utils
 
-    trl.trainer.utils._use_triton = lambda device: True
+    trl.trainer.utils._use_triton = lambda _: True
 
 names = {"chats": "messages.jsonl", "dpo": "messages.jsonl"}
 rows = Path(task.rows) / names.get(task.workload, "prompt_completion.jsonl")

@@ -240,7 +240,7 @@ def test_a_finished_run_is_refused_with_the_way_on(make_recipe):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"is not a run folder"):
+    with pytest.raises(UserError, match=r"is not a run"):
         resume(tmp_path)
 
 

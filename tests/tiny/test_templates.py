@@ -44,7 +44,8 @@ QWEN3 = """\
 {%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
 {%- for m in messages %}
 {%- if m.role == 'assistant' and loop.index0 > ns.last %}
-{{- '<|im_start|>assistant\\n<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' + m.content + '<|im_end|>\\n' }}
+{{- '<|im_start|>assistant\\n<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' }}
+{{- m.content + '<|im_end|>\\n' }}
 {%- else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
 {%- endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
@@ -52,13 +53,18 @@ QWEN3 = """\
 
 # the end of a turn is not the tokenizer's end token (Gemma), and the next turn's opening follows it (Aquila)
 GEMMA = CHATML.replace("<|im_start|>", "<|turn|>").replace("<|im_end|>", "<|/turn|>")
-AQUILA = CHATML.replace("{% if add_generation_prompt %}", "{% if messages[-1].role != 'user' or add_generation_prompt %}")
+AQUILA = CHATML.replace(
+    "{% if add_generation_prompt %}", "{% if add_generation_prompt or messages[-1].role != 'user' %}"
+)
 
 STRIPPING = CHATML.replace("m.content +", "m.content | trim +")
 ENDLESS = CHATML.replace("<|im_end|>", "")
-STRICT = """\
+STRICT = (
+    """\
 {%- for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
-{{- raise_exception('roles must alternate') }}{% endif %}{% endfor %}""" + CHATML
+{{- raise_exception('roles must alternate') }}{% endif %}{% endfor %}"""
+    + CHATML
+)
 
 # the generation prompt opens reasoning that the turn does not have (QwQ), or closes it too (Gemma 4)
 OPEN_THINKING = CHATML.replace("<|im_start|>assistant\\n' }}{% endif", "<|im_start|>assistant\\n<think>\\n' }}{% endif")
@@ -79,7 +85,17 @@ STYLES = {
     "closed thinking": CLOSED_THINKING,
 }
 REWRITES_HISTORY = {"qwen3", "endless", "closed thinking"}
-CONTROL = ["<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "<|turn|>", "<|/turn|>", "[INST]", "[/INST]"]
+CONTROL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|head|>",
+    "<|/head|>",
+    "<|eot|>",
+    "<|turn|>",
+    "<|/turn|>",
+    "[INST]",
+    "[/INST]",
+]
 ENDS = {"llama3": "<|eot|>", "mistral": "</s>", "gemma": "<|/turn|>"}
 
 
@@ -96,14 +112,18 @@ def space_first_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     """As SentencePiece does, put a space before whatever is encoded."""
     pieces = ["▁", *sorted(set("".join(STYLES.values()) + "Good morning. Hi! Bye? yes no"))]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*bytes_, *(p for p in pieces if p not in " \n")]))}
+    vocabulary = {
+        piece: index for index, piece in enumerate(dict.fromkeys([*bytes_, *(p for p in pieces if p not in " \n")]))
+    }
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return finished(inner, template, CONTROL)
 
 
-def finished(inner: Tokenizer, template: str | None, special: list[str], **named: str | None) -> PreTrainedTokenizerFast:
+def finished(
+    inner: Tokenizer, template: str | None, special: list[str], **named: str | None
+) -> PreTrainedTokenizerFast:
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", **named}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, additional_special_tokens=special, clean_up_tokenization_spaces=False, **named
@@ -313,7 +333,11 @@ def test_what_follows_the_end_of_a_turn_is_not_learnt():
 @pytest.mark.parametrize(
     ("template", "conversation", "reason"),
     [
-        (OPEN_THINKING, dialogue("Hi", "Bye"), "message 1: the template does not write this answer after its own generation prompt"),
+        (
+            OPEN_THINKING,
+            dialogue("Hi", "Bye"),
+            "message 1: the template does not write this answer after its own generation prompt",
+        ),
         (OPEN_THINKING, dialogue("Hi", "Bye"), "give the reasoning, or set template.arguments.enable_thinking: false"),
         (SILENT, dialogue("Hi", "Bye"), "message 1: the template does not write the answer 'Bye'"),
         (STRICT, dialogue("Hi", "Bye", system="Be kind."), "the template refuses it: roles must alternate"),
@@ -356,7 +380,7 @@ def test_a_tokenizer_without_a_template_says_so():
     template = ChatTemplate(byte_tokenizer(None))
 
     assert not template.has_chat
-    with pytest.raises(UserError, match="has no chat template .*such as template: alpaca"):
+    with pytest.raises(UserError, match=r"has no chat template .*such as template: alpaca"):
         template.prompt([Message("user", "Hi")])
 
 
@@ -411,7 +435,9 @@ def test_a_template_can_be_a_file(tmp_path):
     assert replies(template, sequences) == ["Bye<|eot|>"]
 
 
-@pytest.mark.parametrize(("name", "said"), [("chatlm", "did you mean 'chatml'"), ("no/such.jinja", "no such file: no/such.jinja")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("chatlm", "did you mean 'chatml'"), ("no/x.jinja", "no such file: no/x.jinja")]
+)
 def test_an_unknown_template_is_refused(name, said):
     with pytest.raises(ValueError, match=said):
         check_template_name(name)
@@ -470,8 +496,11 @@ def test_official_tokenizers_train_what_they_serve(name, style):
 def official(entry: dict) -> PreTrainedTokenizerFast:
     """Bytes, with the control tokens that stand in an official template."""
     source = (OFFICIAL / f"{entry['id']}.jinja").read_text("utf-8")
-    control = r"<\|[^|<>\n{}' ]{1,40}\|>|<｜[^｜\n{}]{1,40}｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|\[/?INST\]|\[\|[a-z]+\|\]"
-    named = {key: entry["special_tokens"].get(key) or None for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    control = r"<\|[^|<>\n{}' ]{1,40}\|>|<｜[^｜\n{}]{1,40}｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>"
+    control += r"|\[/?INST\]|\[\|[a-z]+\|\]"
+    named = {
+        key: entry["special_tokens"].get(key) or None for key in ("bos_token", "eos_token", "pad_token", "unk_token")
+    }
     special = sorted(set(re.findall(control, source)) - set(named.values()))
     return byte_tokenizer(source, special, **named)
 
@@ -524,7 +553,11 @@ def wrong(template: ChatTemplate, conversation: Conversation, sequences) -> list
     out = [] if len(found) == len(said) else [f"{len(found)} spans for {len(said)} turns"]
     for message, text in zip(said, found, strict=False):
         out += [f"{message.content!r} not in {text!r}"] * (message.content.strip() not in text)
-        out += [f"question {question!r} in {text!r}" for question in asked if question in text and question not in message.content]
+        out += [
+            f"question {question!r} in {text!r}"
+            for question in asked
+            if question in text and question not in message.content
+        ]
         control = [token for token in template.tokenizer.all_special_tokens if token in text]
         out += [f"no end in {text!r}"] * (not any(text.endswith(token) for token in control))
         after = text.rpartition(message.content.strip())[2] if message.content.strip() else ""

@@ -193,4 +193,6 @@ def is_broad(handler: ast.ExceptHandler) -> bool:
 
 @each_file
 def test_no_module_is_a_drawer_for_everything(file):
-    assert not {"utils", "util", "helpers", "common", "misc", "extras"} & {part.strip("_") for part in (*file.parts, file.stem)}
+    assert not {"utils", "util", "helpers", "common", "misc", "extras"} & {
+        part.strip("_") for part in (*file.parts, file.stem)
+    }

@@ -1,7 +1,6 @@
 """The building blocks: errors read well, files are whole or not there, names are suggested where one is close."""
 
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,9 +178,13 @@ def test_a_folder_appears_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 def test_a_folder_that_fails_half_way_is_not_there(tmp_path, error):
-    with pytest.raises(error), whole_folder(tmp_path / "model") as partial:
-        (partial / "weights").write_text("half")
-        raise error
+    def fail():
+        with whole_folder(tmp_path / "model") as partial:
+            (partial / "weights").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -229,14 +232,19 @@ def test_a_process_knows_its_place(monkeypatch, variables, expected):
     assert (found.rank, found.world_size, found.local_rank) == expected
 
 
-def test_what_the_user_set_in_the_environment_is_kept():
-    code = "import os; from tunesmith.core.settings import prepare_process; prepare_process(); print(os.environ['TRANSFORMERS_VERBOSITY'])"
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TRANSFORMERS_VERBOSITY": "debug"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+def test_what_the_user_set_in_the_environment_is_kept(monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
+    code = "import os, tunesmith.core.settings as s; s.prepare_process(); print(os.getenv('TRANSFORMERS_VERBOSITY'))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert out == "debug\n"
+
+
+@pytest.mark.parametrize("path", ["file/inside", "/proc/nosuch/file"])
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises(UserError, match=f"^cannot write {path}: (File exists|No such file or directory)$"):
+        write_text(Path(path), "text")
+    with pytest.raises(UserError, match=f"^cannot write {path}: "), whole_folder(Path(path)):
+        pass

@@ -49,7 +49,11 @@ def test_it_is_documented(registry, name):
 @every_plugin
 def test_every_setting_is_described(registry, name):
     fields = registry.get(name).model_fields
-    poor = [key for key, field in fields.items() if not re.search(r"^[\W\d]*[A-Z`\w].{8,}[.]$", field.description or "", re.DOTALL)]
+    poor = [
+        key
+        for key, field in fields.items()
+        if not re.search(r"^[\W\d]*[A-Z`\w].{8,}[.]$", field.description or "", re.DOTALL)
+    ]
 
     assert poor == []
 
@@ -65,13 +69,10 @@ def test_no_plugin_hides_in_a_file_of_another_name(registry):
     for name in registry.names():
         registry.get(name)
     public = {f"{registry.package}.{name}" for name in registry.names()}
-    others = [
-        kind.__name__
-        for kind in subclasses(registry.base)
-        if kind.__module__.startswith(registry.package) and kind.__module__ not in public and not kind.__name__.startswith("Abstract")
-    ]
+    ours = [kind for kind in subclasses(registry.base) if kind.__module__.startswith(registry.package)]
+    others = [kind.__name__ for kind in ours if kind.__module__ not in public]
 
-    assert others == []
+    assert [name for name in others if not name.startswith("Abstract")] == []
 
 
 @every_registry
@@ -141,7 +142,7 @@ def test_what_is_neither_name_nor_group_is_left_to_pydantic(registry, value):
 
 @pytest.mark.parametrize("value", [{"type": None}, {"type": 3}, {"type": []}])
 def test_a_type_that_is_no_name_is_refused(value):
-    with pytest.raises(UnknownNameError, match="^needs a type, one of freeze, full, lora"):
+    with pytest.raises(UnknownNameError, match=r"^needs a type, one of freeze, full, lora"):
         METHODS.parse(value)
 
 
@@ -196,7 +197,7 @@ def test_the_catalogue_lists_every_kind():
 
 @pytest.mark.parametrize(("kind", "meant"), [("method", "methods"), ("Scores", "scores"), ("setings", "settings")])
 def test_an_unknown_kind_is_refused(kind, meant):
-    with pytest.raises(UserError, match=f"there is no list of '{kind}' \\(did you mean '{meant}'\\?\\); there are methods,"):
+    with pytest.raises(UserError, match=rf"there is no list of '{kind}' \(did you mean '{meant}'\?\)"):
         catalogue(kind)
 
 

@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
 
 def read(text: str, *overrides: str) -> Recipe:
     """Read a recipe with these lines besides the required ones."""
-    required = {"model": "{scratch: {}}", "data": "{train: rows.jsonl}", "output": "run"}
+    required = {"model": "owner/name", "data": "{train: rows.jsonl}", "output": "run"}
     lines = [f"{name}: {value}" for name, value in required.items() if f"\n{name}:" not in f"\n{text}"]
     Path("recipe.yaml").write_text("\n".join([text, *lines]), encoding="utf-8")
     return read_recipe(Path("recipe.yaml"), overrides)
@@ -87,11 +87,14 @@ def test_problems_are_also_data_for_the_web_doors(here):
 @pytest.mark.parametrize("name", sorted(Recipe.model_fields))
 @pytest.mark.parametrize("value", [None, 3, -1.5, True, "?", "a: b", [], [1], [[]], {}, {"x": 1}, {"type": 3}, {1: 2}])
 def test_no_value_of_any_setting_ends_in_a_traceback(here, name, value):
-    values = {"model": {"scratch": {}}, "data": {"train": "rows.jsonl"}, "output": "run", name: value}
+    values = {"model": "owner/name", "data": {"train": "rows.jsonl"}, "output": "run", name: value}
+    problems = []
     try:
         recipe_from_values(values)
     except RecipeError as error:
-        assert all(problem.path and problem.message for problem in error.problems)
+        problems = error.problems
+
+    assert all(problem.path and problem.message for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,10 @@ def test_no_value_of_any_setting_ends_in_a_traceback(here, name, value):
     [
         (b"model: \xff", "recipe.yaml: not UTF-8 text (byte 7); save the recipe as UTF-8"),
         ("model: x".encode("utf-16"), "recipe.yaml: not UTF-8 text (byte 0); save the recipe as UTF-8"),
-        (b"a: \x07", "recipe.yaml:1: not valid YAML: unacceptable character #x0007: special characters are not allowed"),
+        (
+            b"a: \x07",
+            "recipe.yaml:1: not valid YAML: a character (#x0007) that text cannot have",
+        ),
         (b"a" * 300_000, "recipe.yaml is too large for a recipe (300,000 bytes); is it a data file?"),
         (b"", "recipe.yaml: is empty; a recipe needs at least model, data and output"),
     ],
@@ -122,7 +128,7 @@ def test_a_folder_is_refused_and_a_runs_folder_can_be_resumed(here):
     Path("run").mkdir()
     with pytest.raises(UserError, match=r"^run is a folder; give a recipe file$"):
         read_recipe(Path("run"))
-    Path("run/recipe.yaml").write_text("model: x", encoding="utf-8")
+    Path("run/plan.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="to go on with this run: tunesmith resume run"):
         read_recipe(Path("run"))
 
@@ -192,7 +198,11 @@ def test_an_override_is_plain_text_unless_it_begins_with_a_bracket_or_quote(here
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("aé春 '\"#:{[-1e"),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("aé春 '\"#:{[-1e"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab:#春", max_size=3), inner, max_size=3),
     max_leaves=8,
 )
@@ -216,7 +226,7 @@ def test_anchors_merges_and_aliases_work_and_do_not_share_what_an_override_chang
 
 
 def test_windows_line_endings_and_a_byte_order_mark_are_read(here):
-    text = "model: {scratch: {}}\r\ndata:\r\n  train: rows.jsonl\r\noutput: run\r\nseed: 7\r\n"
+    text = "model: owner/name\r\ndata:\r\n  train: rows.jsonl\r\noutput: run\r\nseed: 7\r\n"
     Path("recipe.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())
 
     assert read_recipe(Path("recipe.yaml")).seed == 7
@@ -246,9 +256,14 @@ def test_paths_may_have_spaces_and_chinese_characters(here):
         ("method: {type: lora, rank: 4}", ["method={type: freeze, last: 1}"], "method.last", 1),
         ("", ["method.targets.0=q_proj"], "method.targets", ["q_proj"]),
         ("", ["method.targets=[q_proj, v_proj]"], "method.targets", ["q_proj", "v_proj"]),
-        ("template: chatml", ["template.arguments.enable_thinking=false"], "template.arguments", {"enable_thinking": False}),
+        (
+            "template: chatml",
+            ["template.arguments.enable_thinking=false"],
+            "template.arguments",
+            {"enable_thinking": False},
+        ),
         ("template: chatml", ["template.arguments.x=1"], "template.name", "chatml"),
-        ("model: {scratch: {}}", ["model.scratch.sizes.hidden_size=32"], "model.scratch.sizes", {"hidden_size": 32}),
+        ("model: {scratch: {}}\nmethod: full", ["model.scratch.sizes.x=32"], "model.scratch.sizes", {"x": 32}),
         ("model: owner/name", ["model.revision=main"], "model.path", "owner/name"),
         ("model: owner/name", ["model.revision=0123456"], "model.revision", "0123456"),
         ("data: {train: rows.jsonl}", ["data.train.0=more.jsonl"], "data.train.0.path", "more.jsonl"),
@@ -257,7 +272,12 @@ def test_paths_may_have_spaces_and_chinese_characters(here):
         ("data: {train: rows.jsonl}", ["data.validation.0=more.jsonl"], "data.validation.0.path", "more.jsonl"),
         ("data: {train: rows.jsonl}", ["data.train=[more.jsonl, rows.jsonl]"], "data.train.1.path", "rows.jsonl"),
         ("", ["data.validation=more.jsonl", "evaluation.scores=chrf"], "evaluation.scores.0.word_order", 0),
-        ("data: {train: rows.jsonl, validation: more.jsonl}", ["evaluation.scores.0.type=chrf"], "evaluation.scores.0.word_order", 0),
+        (
+            "data: {train: rows.jsonl, validation: more.jsonl}",
+            ["evaluation.scores.0.type=chrf"],
+            "evaluation.scores.0.word_order",
+            0,
+        ),
         ("output: run", [" output = other run "], "output", Path("other run")),
     ],
 )
@@ -312,9 +332,14 @@ words = st.sampled_from(["a", "no", "1e-4", "0123", "null", "true", "a: b", "#",
 
 
 @settings(max_examples=40)
-@given(words, st.floats(1e-12, 1e12), st.integers(0, 2**32 - 1), st.dictionaries(words, words | st.integers() | st.booleans()))
+@given(
+    words,
+    st.floats(1e-12, 1e12),
+    st.integers(0, 2**32 - 1),
+    st.dictionaries(words, words | st.integers() | st.booleans()),
+)
 def test_any_recipe_reads_back_from_yaml(tmp_path_factory, word, number, seed, arguments):
-    values = {"model": word, "data": {"train": [word]}, "output": word, "seed": seed}
+    values = {"model": word, "data": {"train": [word]}, "output": word, "seed": seed % 2**32}
     values |= {"schedule": {"learning_rate": number}, "template": {"arguments": arguments}}
     recipe = Recipe.model_validate(values)
     path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"

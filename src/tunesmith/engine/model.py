@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from tunesmith.engine.pack import Pack
 
 
+# packs are filled up to a multiple of this: every new shape of a matrix product makes the CPU's library build and keep
+# a kernel (seen: 2.4 GB after 200 steps), and compilers compile again
+LENGTH_STEP = 64
+
+
 class PackModel(nn.Module):
     """Wraps *model* (a transformers model, perhaps inside peft) so that one call is one pack.
 
@@ -81,11 +86,25 @@ class PackModel(nn.Module):
     def _run(self, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int) -> Any:
         if width:
             return module(input_ids=tokens.view(-1, width), attention_mask=row_mask(reach, width), use_cache=False)
+        tokens, depth, reach = _filled(tokens, depth, reach)
         config = self.base.config.get_text_config()
         masks = (
             forest_masks(depth, reach, config) if self.segments else dense_masks(depth, reach, config, self.base.dtype)
         )
         return module(input_ids=tokens[None], position_ids=depth[None], attention_mask=masks, use_cache=False)
+
+
+def _filled(tokens: Tensor, depth: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a pack with tokens added that see only each other, so that its length is one of few."""
+    extra = -len(tokens) % LENGTH_STEP
+    if not extra:
+        return tokens, depth, reach
+    filling = torch.arange(extra, device=tokens.device)
+    return (
+        torch.cat((tokens, torch.zeros_like(filling))),
+        torch.cat((depth, filling)),
+        torch.cat((reach, torch.full_like(filling, len(tokens) + extra))),
+    )
 
 
 def pack_arguments(pack: Pack) -> dict[str, Any]:

@@ -257,8 +257,10 @@ def _position(error: yaml.YAMLError) -> str:
 
 def _say(error: yaml.YAMLError) -> str:
     """Return what is wrong in plain words, and where the part that cannot be read began."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"a character (#x{error.character:04x}) that text cannot have"
     if not isinstance(error, yaml.MarkedYAMLError):
-        return str(error).splitlines()[0]
+        return str(error)
     raw = str(error.problem)
     plain = next((words for needle, words in _PLAIN_WORDS.items() if needle in raw), raw)
     begun, end = error.context_mark, error.problem_mark

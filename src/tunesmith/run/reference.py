@@ -14,10 +14,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tunesmith.core.errors import UserError
 from tunesmith.core.files import write_text
 from tunesmith.core.registry import Block, Registry, Spec
 from tunesmith.data.formats import Format
+from tunesmith.methods import Method
 from tunesmith.recipe.places import Place
 from tunesmith.recipe.schema import Recipe
 from tunesmith.run.catalogue import REGISTRIES, default_text
@@ -72,23 +72,28 @@ def reference_pages() -> dict[str, str]:
 def _settings_page() -> str:
     parts = ["# Settings", "Every setting of a recipe. A block that is left out has its defaults."]
     parts += ["## The recipe", _table(Recipe)]
+    shown: dict[type[Block], str] = {}
     for name, setting in Recipe.model_fields.items():
-        parts += _sections(Place(setting.rebuild_annotation()), name)
+        parts += _sections(Place(setting.rebuild_annotation()), name, shown)
     return "\n\n".join(parts)
 
 
-def _sections(place: Place, path: str) -> Iterator[str]:
-    """Yield heading, purpose and settings of the block at *path* and of those inside it."""
+def _sections(place: Place, path: str, shown: dict[type[Block], str]) -> Iterator[str]:
+    """Yield heading, purpose and settings of the block at *path* and of those inside; *shown* says where each was."""
     if place.is_list:
         place, path = place.child("0", []) or place, f"{path}.0"
     block = place.block({})
     if block is None or issubclass(block, Spec):
         return
     yield f"## {path}"
+    if block in shown:
+        yield f"The settings of `{shown[block]}`."
+        return
+    shown[block] = path
     yield _text(block.__doc__) + (f" A text in its place is its `{block.short_for}`." if block.short_for else "")
     yield _table(block)
     for name, setting in block.model_fields.items():
-        yield from _sections(Place(setting.rebuild_annotation()), f"{path}.{name}")
+        yield from _sections(Place(setting.rebuild_annotation()), f"{path}.{name}", shown)
 
 
 def _table(block: type[BaseModel]) -> str:
@@ -150,6 +155,9 @@ def _plugin(name: str, plugin: type[Block], usage: str) -> Iterator[str]:
     first = next(iter(plugin.model_fields.items()), None)
     example = f"{{type: {name}, {first[0]}: {default_text(first[1])}}}" if first else name
     yield f"```yaml\n{usage.format(example=example)}\n```"
+    if issubclass(plugin, Method):
+        result = "an adapter beside the base model" if plugin.adds_adapter else "a whole model"
+        yield f"Its result is {result}; its usual learning rate is {plugin.learning_rate:g}."
     if issubclass(plugin, Format):
         rows = [
             f"| `{key}` | {'yes' if key in plugin.required else ''} | {what} |" for key, what in plugin.columns.items()
@@ -188,25 +196,24 @@ def _rendered(jinja: str) -> str:
 
 
 def _commands_page() -> str:
-    shown = _help()
-    commands = re.findall(r"^  (\w+) ", shown.partition("Commands:\n")[2], re.MULTILINE)
-    parts = ["# Commands", f"```text\n{shown}```"]
-    for command in commands:
-        parts += [f"## {command}", f"```text\n{_help(command)}```"]
-    return "\n\n".join(parts)
+    names = re.findall(r"^  (\w+) ", _help().partition("Commands:\n")[2], re.MULTILINE)
+    shown = {name: _help(name) for name in names}
+    purposes = {name: " ".join(text.split("\n\n")[1].split()) for name, text in shown.items()}
+    parts = ["# Commands", "\n".join(f"- [`tunesmith {name}`](#{name}): {purposes[name]}" for name in names)]
+    return "\n\n".join([*parts, *(f"## {name}\n\n```text\n{shown[name]}```" for name in names)])
 
 
 def _help(*words: str) -> str:
     # the doors stand above this module, so they are asked as anybody would
     command = [sys.executable, "-m", "tunesmith", *words, "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True).stdout
-    return shown.replace("python -m tunesmith", "tunesmith").replace("__main__.py", "tunesmith")
+    return shown.replace("python -m tunesmith", "tunesmith")
 
 
 def main() -> None:
     """Write the pages into the folder that the command line names."""
     if len(sys.argv) != 2:
-        raise UserError("usage: python -m tunesmith.run.reference FOLDER")
+        sys.exit("usage: python -m tunesmith.run.reference FOLDER")
     for name, text in reference_pages().items():
         write_text(Path(sys.argv[1]) / name, text)
 

@@ -24,7 +24,7 @@ app = typer.Typer(
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, in YAML.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Changes to it, such as schedule.epochs=1 method.rank=8.", metavar="[SETTING=VALUE]..."),
+    typer.Argument(help="Changes to it, such as schedule.epochs=1 method.rank=8.", metavar="SETTING=VALUE"),
 ]
 Target = Annotated[
     str, typer.Argument(help="A run's folder, an adapter, a model's folder, or a Hub name.", metavar="MODEL")
@@ -66,7 +66,7 @@ DeviceName = Annotated[Device, typer.Option("--device", help="Where to compute."
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a recipe would do, and why, before any weight is loaded."""
+    """Say what a recipe would do, and why; no weight is loaded."""
     from tunesmith.recipe import read_recipe
 
     asked = read_recipe(recipe, overrides or ())
@@ -83,7 +83,7 @@ def inspect(
     records: Annotated[int, typer.Option(help="Records to show token by token.", min=0)] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show which tokens would be trained, record by record, and count what would be cut or dropped."""
+    """Show which tokens would be trained, and count what is lost."""
     from tunesmith.recipe import read_recipe
 
     asked = read_recipe(recipe, overrides or ())
@@ -115,7 +115,7 @@ def train(
 
 @app.command()
 def resume(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
-    """Go on with a run that was stopped, exactly as if it had not been."""
+    """Go on with a stopped run, exactly as if it had not been."""
     from tunesmith.apps.cli import show
     from tunesmith.run.train import resume as resume_run
 
@@ -136,7 +136,7 @@ def evaluate(
     as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="File for the answers and scores, as JSON.")] = None,
 ) -> None:
-    """Judge one model on held-out data: loss, perplexity, scores of its answers."""
+    """Judge a model on held-out data: loss, perplexity, scores."""
     _compare(
         {"model": model}, data, score, answered, max_new_tokens, temperature, device, as_json=as_json, output=output
     )
@@ -216,7 +216,7 @@ def export(
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
     dtype: Annotated[Precision, typer.Option(help="Type of the weights; auto keeps the base's.")] = Precision.auto,
 ) -> None:
-    """Merge a run into one model that every tool loads, and check that it answers as the run does."""
+    """Merge a run into one model, and check that it answers alike."""
     from tunesmith.apps.cli import show
     from tunesmith.run.export import export as export_run
 
@@ -232,7 +232,7 @@ def demo(
         bool, typer.Option("--only-data", help="Write the data and end; run the recipes yourself.")
     ] = False,
 ) -> None:
-    """From nothing to a tuned and compared model in a few minutes: no GPU, no download."""
+    """Make, tune and compare a small model: no GPU, no download."""
     from tunesmith.apps.cli import show
     from tunesmith.run import demo as demonstration
 
@@ -246,8 +246,13 @@ def demo(
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str | None, typer.Argument(help="One kind; left out, all of them.")] = None) -> None:
-    """List what there is to choose from: methods, stages, optimizers, formats, scores, templates, settings."""
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="methods, stages, optimizers, formats, scores, templates or settings; left out, all."),
+    ] = None,
+) -> None:
+    """List what there is to choose from, with a line about each."""
     from tunesmith.apps.cli import show
     from tunesmith.run.catalogue import catalogue
 
