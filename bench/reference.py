@@ -22,7 +22,7 @@ def body_parameters(shape: str) -> int:
     sizes = SHAPES[shape]
     hidden, (heads, groups, width) = sizes["hidden_size"], sizes["heads"]
     layer = hidden * width * 2 * (heads + groups) + 3 * hidden * sizes["intermediate_size"]
-    return layer * sizes["num_hidden_layers"]
+    return int(layer * sizes["num_hidden_layers"])
 
 
 def useful_flops(case: Case, batches: list[list[tuple[list[int], list[bool]]]]) -> float:

@@ -170,17 +170,16 @@ def _speed(timed: Group, best: dict[str, float]) -> list[str]:
         if not good(runs):
             continue
         cells = [f"{NAMES[peer]} {setting}", _range(spread(runs, _samples), 2)]
-        cells += [
-            _range(spread(runs, lambda run, name=name: run.rate(name)), 0) for name in ("tokens", "trained_tokens")
-        ]  # type: ignore[misc]
+        cells += [_range(spread(runs, lambda run: run.rate("tokens")), 0)]
+        cells += [_range(spread(runs, lambda run: run.rate("trained_tokens")), 0)]
         if peer == OURS:
             cells += ["", "", ""]
         else:
             cells += [_times(ratio(default, runs, _samples)), _times(ratio(fastest, runs, _samples))]
             cells += [_times(ratio(default, runs, lambda run: run.rate("samples", "cpu_seconds")))]
-        for clock in ("wall", "cpu"):
-            used = spread(runs, lambda run, clock=clock: run.utilization(best, clock))  # type: ignore[misc]
-            cells.append(f"{used.middle:.0%}" if used else "")
+        used = spread(runs, lambda run: run.utilization(best, "wall"))
+        by_processor = spread(runs, lambda run: run.utilization(best, "cpu"))
+        cells += [f"{share.middle:.0%}" if share else "" for share in (used, by_processor)]
         lines.append(_row(cells))
     return lines
 

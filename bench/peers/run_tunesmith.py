@@ -10,6 +10,7 @@ meter = Meter(task)
 
 from tunesmith.recipe.read import recipe_from_values  # noqa: E402 - imports are timed
 from tunesmith.run.train import train  # noqa: E402
+from tunesmith.stages import STAGES  # noqa: E402
 
 meter.imported()
 
@@ -37,5 +38,7 @@ values: dict[str, Any] = {
 }
 if task.workload == "dpo":
     values["stage"] = {"type": "dpo"}
+    if "dpo" not in STAGES.names():
+        raise SystemExit("not yet: there is no stage: dpo")
 train(recipe_from_values(values), listen, overwrite=True)
 meter.finish()

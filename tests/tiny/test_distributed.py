@@ -22,8 +22,14 @@ def launch(recipe_file, processes: int) -> None:
     """Train with torchrun on the CPU, one core a process; a process that waits for the other in vain fails the test."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, *launcher, "-m", "tunesmith", "train", str(recipe_file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, complaints = process.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # told so, the launcher ends its processes; killed, it would leave them waiting
+        process.wait(60)
+        raise
+    assert process.returncode == 0, complaints.decode()[-3000:]
 
 
 def test_two_processes_have_the_loss_curve_of_one(make_recipe, measured, trained_weights, tmp_path):

@@ -57,6 +57,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
     for file in partial.rglob("*"):
         if file.is_file():
+            file.chmod(file.stat().st_mode | 0o044)  # some libraries write files that only their owner can read
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     old = path.with_name(f".{path.name}.old")

@@ -1,6 +1,6 @@
 """Read a recipe from YAML and ``path=value`` overrides; say everything that is wrong with it at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tunesmith.core.errors import Problem, RecipeError
 from tunesmith.recipe.document import Document, read_document
 from tunesmith.recipe.explain import explain
-from tunesmith.recipe.schema import Recipe
+from tunesmith.recipe.schema import Recipe, check_blocks
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,8 +30,11 @@ def _validate(document: Document) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        raise RecipeError(_in_order([*problems, *explain(error.errors(), document)], document)) from None
-    for problem in recipe.check():
+        problems += explain(error.errors(), document)
+        found: Iterable[Problem] = check_blocks(document.values)
+    else:
+        found = recipe.check()
+    for problem in found:
         where = problem.where or document.origin(tuple(problem.path.split(".")))
         problems.append(Problem(problem.path, problem.message, where, problem.hint))
     if problems:

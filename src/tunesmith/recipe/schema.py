@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from tunesmith.core.errors import Problem
 from tunesmith.core.registry import Block
@@ -43,6 +43,12 @@ class Data(Block):
 
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Whether a row that cannot be read stops the run or is skipped. Either way it is named with file and line."""
+
+    def check(self) -> Iterable[Problem]:
+        """Yield what is wrong with the files, reading only their beginnings."""
+        for name, sources in (("train", self.train), ("validation", self.validation)):
+            for index, source in enumerate(sources):
+                yield from check_source(source, f"data.{name}.{index}")
 
     @model_validator(mode="after")
     def _one_validation(self) -> Self:
@@ -178,9 +184,7 @@ class Recipe(Block):
 
     def check(self) -> Iterable[Problem]:
         """Yield what cannot work although each setting by itself may; light: no torch, no weights, no network."""
-        for name, sources in (("train", self.data.train), ("validation", self.data.validation)):
-            for index, source in enumerate(sources):
-                yield from check_source(source, f"data.{name}.{index}")
+        yield from self.data.check()
         yield from self.model.check()
         for plugin in (self.stage, self.method, self.optimizer, *self.evaluation.scores):
             yield from plugin.check(self)
@@ -190,3 +194,13 @@ class Recipe(Block):
             )
         if self.evaluation.scores and not (self.data.validation or self.data.validation_share):
             yield Problem("evaluation.scores", "need validation data", hint="set data.validation or validation_share")
+
+
+def check_blocks(values: dict[str, Any]) -> Iterable[Problem]:
+    """Yield what is wrong with the data and the model of a recipe whose other settings are wrong already."""
+    for name, block in (("data", Data), ("model", Model)):
+        try:
+            settled = block.model_validate(values.get(name))
+        except ValidationError:
+            continue  # the recipe's own validation says why
+        yield from settled.check()

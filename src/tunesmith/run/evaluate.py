@@ -164,12 +164,10 @@ def load_contestant(path: str, device: str = "auto") -> Contestant:
 
     check_model(path)
     place = find_model(path)
-    run = _run_folder(path)
-    arguments = run.template_arguments() if run else {}
     target = default_device(device)
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     model = model_from(place, dtype).to(target)  # type: ignore[arg-type]
-    template = ChatTemplate(tokenizer_from(place.tokenizer), "auto", arguments)
+    template = ChatTemplate(tokenizer_from(place.tokenizer))
     template.add_stop_ids(model_stop_ids(place, model))
     return Contestant(model, template)
 
@@ -212,17 +210,20 @@ def compare(
 
 
 def held_out(data: Sequence[str], targets: Sequence[str]) -> tuple[list[Conversation], str]:
-    """Return the conversations to judge on: those in the files *data*, else the first run's held-out ones."""
+    """Return the conversations to judge on: those in the files *data*, else the last run's held-out ones.
+
+    The last, because one compares a base with what was made of it.
+    """
     from tunesmith.data.read import read_sources
     from tunesmith.data.source import Source
     from tunesmith.models.load import check_model
     from tunesmith.run.prepare import read_data
 
-    for target in targets:
+    for target in reversed(targets):
         check_model(target)
     if data:
         return read_sources([Source(path=path) for path in data], bad_rows="refuse").conversations, ", ".join(data)
-    for target in targets:
+    for target in reversed(targets):
         run = _run_folder(target)
         if run is not None:
             conversations = read_data(run.recipe()).validation_conversations

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.files import read_jsonl, write_json, write_text, writing
-from tunesmith.recipe.document import read_document, write_values
+from tunesmith.recipe.document import write_values
 from tunesmith.recipe.read import read_recipe
 
 if TYPE_CHECKING:
@@ -108,12 +108,6 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """Read the recipe the run was started with."""
         return read_recipe(self.path / "recipe.yaml")
-
-    def template_arguments(self) -> dict[str, Any]:
-        """Return the template arguments of the run's recipe, without checking the rest of it."""
-        values = read_document(self.path / "recipe.yaml").values
-        template = values.get("template") or {}
-        return dict(template.get("arguments") or {}) if isinstance(template, dict) else {}
 
     def write(self, name: str, value: Any) -> None:
         """Write *value* as JSON under *name*."""

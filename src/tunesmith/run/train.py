@@ -64,6 +64,7 @@ def resume(path: Path, listener: Listener = ignore) -> Outcome:
     folder = RunFolder.open(path)
     saved = list_checkpoints(folder.checkpoints)
     if folder.weights.is_dir():
+        write_report(folder.path)
         raise UserError(f"{path} is finished; to train further, start a new recipe with model: {path}")
     settled = _settle(_as_settled_before(folder), listener)
     _check_unchanged(folder, settled.prepared)
@@ -224,7 +225,7 @@ def _stopping(loop: TrainingLoop) -> Iterator[None]:
 
 
 def _finish(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> None:
-    """Choose the weights, save them, and judge them against the base."""
+    """Choose the weights, judge them against the base, and save them."""
     from tunesmith.engine.checkpoint import load_weights
 
     recipe, folder, progress = settled.plan.recipe, RunFolder(loop.folder), loop.progress
@@ -233,9 +234,10 @@ def _finish(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) -
         load_weights(folder.checkpoints / f"step-{best:08d}", loop.inner.model)
         emit({"kind": "notice", "text": f"keeping the weights of step {best}, whose validation loss was lowest"})
     if loop.accelerator.is_main_process:
-        save_weights(settled, loop.inner.model, folder)
+        # the weights come last: a run that is killed while it is judged can still be resumed
         if settled.prepared.validation is not None:
             folder.write("evaluation.json", _judge(settled, loop, layout, emit))
+        save_weights(settled, loop.inner.model, folder)
 
 
 def save_weights(settled: Settled, model: Any, folder: RunFolder) -> None:

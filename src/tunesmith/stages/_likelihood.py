@@ -21,8 +21,10 @@ class AbstractLikelihood(Stage):
         """Return the summed weight of the trained tokens."""
         return float(sum(sequence.weight_total for example in examples for sequence in example.sequences))
 
-    def coefficient(self, pack: Pack) -> Tensor:
-        """Return the negative weights."""
+    def coefficient(self, pack: Pack) -> Tensor | None:
+        """Return the negative weights, unless a subclass has a loss of its own."""
+        if type(self).loss is not AbstractLikelihood.loss:
+            return None
         weights: Tensor = pack.weight
         return -weights
 

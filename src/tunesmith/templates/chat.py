@@ -11,13 +11,16 @@ exactly as served, and the prefix forest computes their common part once.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import jinja2.meta
 
 from tunesmith.core.errors import DataError, UserError
+from tunesmith.core.registry import suggest
 from tunesmith.data.conversation import Message
 from tunesmith.templates.library import read_template
 from tunesmith.templates.tokens import TokenSequence
@@ -39,6 +42,18 @@ _CLOSED = re.compile(r"(</[^<>]+>|<[^<>|]+\|>)\s*$")
 
 _PROBE = "so be it"
 
+# what rendering always gives a template, and functions that transformers adds
+_GIVEN = {
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "raise_exception",
+    "strftime_now",
+    "bos_token",
+    "eos_token",
+}
+
 
 @dataclass(frozen=True)
 class _Turn:
@@ -55,14 +70,17 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, name: str = "auto", arguments: dict[str, Any] | None = None
     ) -> None:
-        """Settle the template; a named one is written into *tokenizer*, so that every later tool renders the same.
+        """Settle the template; a named one, and *arguments*, are written into *tokenizer*.
 
+        So whoever loads the saved tokenizer renders the same, without knowing of the recipe.
         Raises :class:`UserError` where the tokenizer has no template, or lacks the named template's control tokens.
         """
-        self.tokenizer, self.arguments = tokenizer, arguments or {}
+        self.tokenizer = tokenizer
         self.stop_ids: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
         if name != "auto":
             self._adopt(name)
+        if arguments:
+            self._fix_arguments(arguments)
         self.has_chat = tokenizer.chat_template is not None
         self.ends_added = 0
         """Answers that the template does not end: the end token was added to them."""
@@ -108,6 +126,22 @@ class ChatTemplate:
         tokenizer.chat_template = template.jinja
         self.stop_ids = tuple(dict.fromkeys([*stop, *self.stop_ids]))
 
+    def _fix_arguments(self, arguments: dict[str, Any]) -> None:
+        template = self.tokenizer.chat_template
+        if not isinstance(template, str):
+            raise UserError("template.arguments: the tokenizer has no single chat template that they could belong to")
+        used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(template))
+        for name in arguments:
+            if name not in used:
+                known = sorted(used - _GIVEN)
+                hint = suggest(name, known) or f"; it has {', '.join(known)}" if known else "; it has none"
+                raise UserError(f"template.arguments.{name}: the template has no such argument{hint}")
+        lines = [
+            f"{{%- if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif -%}}"
+            for name, value in arguments.items()
+        ]
+        self.tokenizer.chat_template = "".join(lines) + template
+
     def add_stop_ids(self, ids: Sequence[int]) -> None:
         """Count more tokens as the end of a turn: those at which the model's generation settings stop."""
         self.stop_ids = tuple(dict.fromkeys([*self.stop_ids, *ids]))
@@ -127,7 +161,6 @@ class ChatTemplate:
                 tools=list(tools) or None,
                 add_generation_prompt=prompt,
                 tokenize=False,
-                **self.arguments,
             )
         except _TEMPLATE_ERRORS as error:
             raise ValueError(f"the template refuses it: {error}") from error
@@ -258,6 +291,15 @@ def _merge(turns: list[tuple[list[int], list[int], bool]], train_on_prompt: bool
 def _count_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return how long the beginning is that both have."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _literal(value: Any) -> str:
+    """Write a value of a recipe as Jinja does."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def special_token_counts(sequences: Sequence[TokenSequence], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

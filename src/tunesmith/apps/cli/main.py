@@ -10,15 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
+from tunesmith import __version__
 from tunesmith.core.errors import UserError
 from tunesmith.core.settings import prepare_process
 
 app = typer.Typer(
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune a language model: from a file of examples to a compared, usable, exportable model.",
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, in YAML.", metavar="RECIPE")]
@@ -62,6 +63,16 @@ class Device(StrEnum):
 
 
 DeviceName = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    """Fine-tune a language model: from a file of examples to a compared, usable, exportable model."""
+    if version:
+        typer.echo(f"tunesmith {__version__}")
+        raise typer.Exit
 
 
 @app.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.core.settings import process_settings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tunesmith.core.events import Event, Listener
     from tunesmith.run.demo import Demo
@@ -42,7 +45,7 @@ def line(text: str) -> None:
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Listener]:
     """Yield a listener that shows events as they come: a live bar in a terminal, plain lines elsewhere."""
-    if quiet:
+    if quiet or process_settings().rank > 0:  # of several processes one speaks
         yield lambda _: None
     elif sys.stdout.isatty():
         from tunesmith.apps.cli.live import LiveProgress
@@ -185,11 +188,24 @@ def _counts(data: dict[str, Any]) -> Table:
     return table
 
 
+def _program() -> str:
+    """Return how to call us: by name where that works, else as we were called."""
+    return "tunesmith" if shutil.which("tunesmith") else _relative(sys.argv[0])
+
+
+def _relative(path: str) -> str:
+    """Return *path* as seen from here, if it lies below."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
 def outcome(result: Outcome) -> None:
     """Print how a run ended and what to do next; end the process as a signal would have, if one stopped it."""
     path, out = result.folder.path, console()
+    if process_settings().rank > 0:
+        return
     if not result.complete:
-        line(f"stopped by {result.reason}; everything is saved. Go on with: tunesmith resume {quote(str(path))}")
+        line(f"stopped by {result.reason}; everything is saved. Go on with: {_program()} resume {quote(str(path))}")
         import signal
 
         sys.exit(128 + signal.Signals[result.reason].value)
@@ -197,8 +213,8 @@ def outcome(result: Outcome) -> None:
     if found:
         _evaluation(out, found, rows=3)
     line(f"report: {path / 'report.html'}")
-    line(f"talk to it: tunesmith chat {quote(str(path))}")
-    line(f"one model for every tool: tunesmith export {quote(str(path))} --to {quote(f'models/{path.name}')}")
+    line(f"talk to it: {_program()} chat {quote(str(path))}")
+    line(f"one model for every tool: {_program()} export {quote(str(path))} --to {quote(f'models/{path.name}')}")
 
 
 def demo(result: Demo) -> None:
@@ -213,10 +229,10 @@ def demo(result: Demo) -> None:
         f"base {length['base']:.0%}, tuned {length['tuned']:.0%}"
     )
     line(f"report: {result.report}")
-    line(f"talk to it: tunesmith chat {quote(str(result.report.parent))} --prompt '请对出下联。\\n春风吹绿柳'")
+    line(f"talk to it: {_program()} chat {quote(str(result.report.parent))} --prompt '请对出下联。\\n春风吹绿柳'")
     line(
         "the same with a real model: "
-        "tunesmith train recipes/demo/2-couplets.yaml model=Qwen/Qwen3-0.6B output=runs/qwen"
+        f"{_program()} train recipes/demo/2-couplets.yaml model=Qwen/Qwen3-0.6B output=runs/qwen"
     )
 
 
@@ -225,10 +241,10 @@ def evaluation(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         as_json_text(found)
         return
-    _evaluation(console(), found, rows=10)
+    _evaluation(console(), found, rows=10, more="with --output comparison.html")
 
 
-def _evaluation(out: Console, found: dict[str, Any], rows: int) -> None:
+def _evaluation(out: Console, found: dict[str, Any], rows: int, more: str = "in the report") -> None:
     models = found["models"]
     if found["rows"]:
         answers = _table("asked", *models, "in the data")
@@ -237,20 +253,23 @@ def _evaluation(out: Console, found: dict[str, Any], rows: int) -> None:
             answers.add_row(_short(asked), *(_short(row["answers"][m]) for m in models), _short(row["reference"]))
         out.print(answers)
         if len(found["rows"]) > rows:
-            out.print(Text(f"… and {len(found['rows']) - rows} more in the report", style="dim"))
-    table = _table(f"on {found['examples']} held-out", *models)
+            out.print(Text(f"… and {len(found['rows']) - rows} more {more}", style="dim"))
+    table = _table(f"{found['examples']} held out", *models)
     if found["loss"]:
         table.add_row("loss", *(_figure(found["loss"].get(m)) for m in models))
         table.add_row("perplexity", *(_figure(found["perplexity"].get(m)) for m in models))
     for name, values in found["scores"].items():
-        table.add_row(name.replace("_", " "), *(f"{values[m]:.1%}" for m in models))
+        table.add_row(
+            f"{name.replace('_', ' ')} of {len(found['rows'])} answers", *(f"{values[m]:.1%}" for m in models)
+        )
     out.print(table)
+    out.print(Text(f"judged on {found['data']}", style="dim"))
 
 
 def exported(path: Path) -> None:
     """Print where the model is and that it was checked."""
     line(f"wrote {path}: its greedy answers equal the run's on all probes")
-    line(f"use it: tunesmith chat {quote(str(path))}   or give the folder to transformers, vLLM, …")
+    line(f"use it: {_program()} chat {quote(str(path))}   or give the folder to transformers, vLLM, …")
 
 
 def catalogue(found: dict[str, dict[str, str]]) -> None:
