@@ -1,7 +1,9 @@
 """The benchmark for a GPU: transformers' Trainer against Tunesmith in one environment. It has never run on one.
 
-Needs torch with CUDA, transformers, peft, accelerate and pydantic in the interpreter that runs it, nothing from the
-network, and under half an hour: ``python bench/gpu.py --output results.jsonl``.
+Needs torch with CUDA, transformers, peft, accelerate and pydantic in the interpreter that runs it (pydantic,
+pydantic_core, annotated_types and typing_inspection can be brought along as wheels), nothing from the network, and
+under half an hour: ``python bench/gpu.py --output results.jsonl``. Then, where the repository is:
+``python bench/report.py``.
 """
 
 import argparse
@@ -11,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import reference
 import run
 from environments import OURS, PEERS, Setting
-from reference import BATCH
 from report import summary
 from results import read_session
 from workloads import Case
@@ -22,6 +24,11 @@ QWEN_VOCABULARY = 151_936
 SHAPES = ("0.6B", "1.7B")
 WORKLOADS = ("couplets", "chats", "long")
 PER_PASS = {"per_device_train_batch_size": 32, "bf16": True, "tf32": True}
+TUNESMITH = {
+    "default": Setting("the plan decides everything"),
+    "pass-4096": Setting("engine.tokens_per_pass: 4096", {"engine": {"tokens_per_pass": 4096}}),
+    "pass-16384": Setting("engine.tokens_per_pass: 16384", {"engine": {"tokens_per_pass": 16384}}),
+}
 TRAINER = {
     "default": Setting("every default; 4 × 8 examples a step", {"arguments": {}}),
     "bf16": Setting(
@@ -43,8 +50,8 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shapes", type=run.names, default=list(SHAPES), help="0.6B, 1.7B, 8B")
-    parser.add_argument("--workloads", type=run.names, default=list(WORKLOADS))
+    parser.add_argument("--shapes", type=run.names(reference.SHAPES), default=list(SHAPES), help="0.6B, 1.7B, 8B")
+    parser.add_argument("--workloads", type=run.names(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--timeout", type=int, default=300, help="seconds for one run")
@@ -54,8 +61,9 @@ def main() -> None:
         raise SystemExit("this machine has no CUDA device; make bench measures on the CPU")
     # one environment for both: there is no network to build others from
     PEERS["transformers"] = dataclasses.replace(PEERS["transformers"], environment=None, settings=TRAINER)
+    PEERS[OURS] = dataclasses.replace(PEERS[OURS], settings=TUNESMITH)
     cases = [
-        Case(workload, BATCH * chosen.steps, vocabulary=QWEN_VOCABULARY, shape=shape)
+        Case(workload, reference.BATCH * chosen.steps, vocabulary=QWEN_VOCABULARY, shape=shape)
         for shape in chosen.shapes
         for workload in chosen.workloads
     ]

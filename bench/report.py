@@ -105,7 +105,7 @@ def summary(session: Session) -> str:
     ]
     for case in session.cases():
         lines += [*_case(session, case), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_growth(session)])
 
 
 def _loads(session: Session) -> str:
@@ -140,6 +140,33 @@ def _case(session: Session, name: str) -> list[str]:
         *_cost(timed, checked),
     ]
     return [*lines, *_agreement(checked), *_failures(timed, checked)]
+
+
+def _growth(session: Session) -> list[str]:
+    """Return how cost grows, for each workload that the session measured in several sizes."""
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for record in session.records:
+        named = sizes.setdefault((record["case"]["workload"], record["case"]["method"]), [])
+        if record["case"]["name"] not in named:
+            named.append(record["case"]["name"])
+    lines = []
+    for (workload, method), names in sizes.items():
+        if len(names) < 2:
+            continue
+        columns = ["", "tokens", "examples", "vocabulary", "real tokens/s", "first step s", "peak MB"]
+        lines += [f"### How {workload} ({method}) grows", "", _row(columns), _row(["---"] * len(columns))]
+        by_size = {name: session.runs(name, "measure") for name in names}
+        for peer, setting in dict.fromkeys(key for timed in by_size.values() for key in timed):
+            for timed in by_size.values():
+                if runs := good(timed.get((peer, setting), [])):
+                    counts, case = runs[0].record["counts"], runs[0].record["case"]
+                    cells = [f"{NAMES[peer]} {setting}", f"{counts['tokens'] / counts['samples']:.0f}"]
+                    cells += [f"{case['examples']:,}", f"{case['vocabulary']:,}"]
+                    cells += [_middle(runs, lambda run: run.rate("tokens"))]
+                    cells += [_middle(runs, lambda run: run.number("first_step_seconds"), 1)]
+                    lines.append(_row([*cells, _middle(runs, lambda run: run.peak)]))
+        lines.append("")
+    return lines
 
 
 def _samples(run: Run) -> float:

@@ -3,29 +3,33 @@
 import argparse
 import itertools
 import json
+import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from environments import HOME, OURS, PEERS, ROOT, UNUSABLE, Peer
 from measure import Task
-from reference import BATCH
+from reference import BATCH, SHAPES
 from report import summary
 from results import read_session
 from workloads import WORKLOADS, Case
 
 RESULTS = ROOT / "bench" / "results"
 PACK_TOKENS = 1024
+METHODS = ("lora", "full")
+# cases without a number of examples get that of --steps
 GROWTH = {
     "data": [Case(examples=count, most_steps=4) for count in (1_000, 10_000, 100_000)],
-    "length": [Case("long", length=length) for length in (128, 256, 512, 1000)],
-    "vocabulary": [Case(vocabulary=rows) for rows in (32_768, 151_936)],
+    "length": [Case("long", examples=0, length=length) for length in (128, 256, 512, 1000)],
+    "vocabulary": [Case(examples=0, vocabulary=rows) for rows in (32_768, 151_936)],
 }
 
 
@@ -33,13 +37,18 @@ def read_arguments() -> argparse.Namespace:
     """Return the command line's choices."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     others = [name for name in PEERS if name != OURS]
-    parser.add_argument("--peers", type=names, default=others, help="to compare with; peer/setting picks one setting")
-    parser.add_argument("--workloads", type=names, default=list(WORKLOADS), help=", ".join(WORKLOADS))
-    parser.add_argument("--methods", type=names, default=["lora"], help="lora, full")
-    parser.add_argument("--grow", type=names, default=[], help=f"also measure growth with {', '.join(GROWTH)}")
+    parser.add_argument(
+        "--peers",
+        type=lambda text: text.split(","),
+        default=others,
+        help="to compare with; peer/setting picks one setting",
+    )
+    parser.add_argument("--workloads", type=names(WORKLOADS), default=list(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument("--methods", type=names(METHODS), default=["lora"], help=", ".join(METHODS))
+    parser.add_argument("--grow", type=names(GROWTH), default=[], help=f"also measure growth with {', '.join(GROWTH)}")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; in each, every peer runs once in turn")
     parser.add_argument("--steps", type=int, default=12, help=f"optimizer steps of {BATCH} examples in one run")
-    parser.add_argument("--shape", default="30M", help="model: tiny, 30M, 0.6B, 1.7B")
+    parser.add_argument("--shape", default="30M", choices=SHAPES, help="model")
     parser.add_argument("--vocabulary", type=int, default=32_768, help="rows of the embedding")
     parser.add_argument("--threads", type=int, default=2, help="of every process")
     parser.add_argument("--timeout", type=int, default=1800, help="seconds for one run")
@@ -48,25 +57,26 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def names(text: str) -> list[str]:
-    """Return the names that *text* lists between commas."""
-    return text.split(",")
+def names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a reader of names between commas that refuses those not *known*."""
+
+    def read(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return text.split(",")
+
+    return read
 
 
 def main() -> None:
     """Build what is missing, check, measure in rounds, and print the tables."""
     chosen = read_arguments()
-    contestants = choose(chosen.peers)
+    contestants = choose_contestants(chosen.peers)
     for peer in dict.fromkeys(peer for peer, _ in contestants):
         if (environment := PEERS[peer].environment) is not None:
             environment.build()
-    cases = [
-        Case(workload, BATCH * chosen.steps, method=method, vocabulary=chosen.vocabulary, shape=chosen.shape)
-        for method in chosen.methods
-        for workload in chosen.workloads
-    ]
-    for case in itertools.chain.from_iterable(GROWTH[name] for name in chosen.grow):
-        cases.append(replace(case, shape=chosen.shape, examples=max(case.examples, BATCH * chosen.steps)))
+    cases = choose_cases(chosen)
     output = chosen.output or RESULTS / time.strftime("%Y-%m-%dT%H%M.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(HOME / "cache", ignore_errors=True)
@@ -78,7 +88,17 @@ def main() -> None:
     print(f"written to {output}; docs/performance.md is made from such files by: python bench/report.py")
 
 
-def choose(wanted: list[str]) -> list[tuple[str, str]]:
+def choose_cases(chosen: argparse.Namespace) -> list[Case]:
+    """Return what to measure, each case once."""
+    examples = BATCH * chosen.steps
+    sizes = {"vocabulary": chosen.vocabulary, "shape": chosen.shape}
+    asked = [Case(workload, examples, method=m, **sizes) for m in chosen.methods for workload in chosen.workloads]
+    grown = [case for name in chosen.grow for case in GROWTH[name]]
+    asked += [replace(case, shape=chosen.shape, examples=max(case.examples, examples)) for case in grown]
+    return list({case.name: case for case in asked}.values())
+
+
+def choose_contestants(wanted: list[str]) -> list[tuple[str, str]]:
     """Return peers and settings, ours first; end with a message for one that is not known."""
     chosen = [(OURS, setting) for setting in PEERS[OURS].settings]
     for name in wanted:
@@ -101,16 +121,12 @@ def header(command: str, threads: int) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
         "command": command,
         "processor": processor.partition(":")[2].strip(),
-        "cores": len(_cores()),
+        "cores": os.cpu_count(),
         "memory_gib": round(int(memory.split()[1]) / 2**20),
         "system": platform.platform(),
         "threads": threads,
         "commit": subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip(),
     }
-
-
-def _cores() -> list[str]:
-    return [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("processor")]
 
 
 def append(lines: Any, record: dict[str, Any]) -> None:

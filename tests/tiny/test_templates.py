@@ -72,6 +72,13 @@ CLOSED_THINKING = OPEN_THINKING.replace("<think>\\n' }}", "<think></think>' }}")
 SILENT = CHATML.replace("m.content", "(m.content if m.role != 'assistant' else '')")
 FALTERING = CHATML.replace("m.content", "m.content + none")
 
+# what the model writes is marked, for transformers' own mask
+MARKED = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}
+{%- else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
 STYLES = {
     "chatml": CHATML,
     "llama3": LLAMA3,
@@ -307,6 +314,38 @@ def test_arguments_are_the_same_in_training_and_serving():
     assert replies(template, [sequence]) == ["Good morning.<|im_end|>"]
 
 
+@pytest.mark.parametrize("value", [True, False, 3, 1.5, None, 'a "b" \\ {{ %} 春\n', ["x", 1], {"a": [True]}])
+def test_an_argument_reaches_the_template_as_it_was_written(value):
+    shown = "{{ shown | tojson if shown is defined else 'nothing' }}"
+    template = ChatTemplate(byte_tokenizer(shown), "auto", {"shown": value})
+
+    assert json.loads(template.render([Message("user", "Hi")], prompt=True)) == value
+
+
+def test_who_serves_may_still_say_otherwise():
+    template = ChatTemplate(byte_tokenizer(QWEN3), "auto", {"enable_thinking": False})
+    said = template.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False, enable_thinking=True
+    )
+
+    assert said.endswith("assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "said"),
+    [
+        (QWEN3, "enable_thinkng", r"template.arguments.enable_thinkng: .* \(did you mean 'enable_thinking'\?\)"),
+        (QWEN3, "nosuch", "the template has no such argument; it has enable_thinking"),
+        (CHATML, "nosuch", "the template has no such argument; it has none"),
+        (MARKED, "nosuch", "the template has no such argument; it has none"),
+        ("{% for %}", "nosuch", "template: line 1 of it cannot be read"),
+    ],
+)
+def test_an_argument_that_a_template_does_not_take_is_refused(style, name, said):
+    with pytest.raises(UserError, match=said):
+        ChatTemplate(byte_tokenizer(style), "auto", {name: True})
+
+
 def test_an_end_that_is_missing_is_added_and_counted():
     template = ChatTemplate(byte_tokenizer(ENDLESS))
     template.sequences([MORNING])
@@ -448,12 +487,7 @@ def test_an_unknown_template_is_refused(name, said):
 
 @pytest.mark.parametrize("conversation", [MORNING, dialogue("Hi", "Bye", system="Be kind."), dialogue("", "")])
 def test_the_mask_is_transformers_own_where_a_template_marks_what_is_generated(conversation):
-    marked = """\
-{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
-{%- if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}
-{%- else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor -%}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-    tokenizer = byte_tokenizer(marked)
+    tokenizer = byte_tokenizer(MARKED)
     ((sequence,),) = ChatTemplate(tokenizer).sequences([conversation])
     theirs = tokenizer.apply_chat_template(
         [message.as_template_input() for message in conversation.messages],

@@ -10,8 +10,10 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
+from reference import useful_flops  # noqa: E402
 from report import page  # noqa: E402
 from results import Run, Spread, disagreement, ratio, read_session  # noqa: E402
+from run import choose_contestants  # noqa: E402
 from workloads import WORKLOADS, Case, make_rows, read_rows, write_rows  # noqa: E402
 
 
@@ -115,6 +117,37 @@ def test_who_trains_other_tokens_or_comes_to_another_loss_is_told():
     short["result"]["steps"] = short["result"]["steps"][:3]
 
     assert disagreement(Run(short), 3.0) == ("96 samples of 128; 1,920 tokens of 2,560; 960 trained tokens of 1,280")
+
+
+def test_useful_work_counts_each_distinct_prefix_of_a_step_once():
+    one, other = ([1, 2, 3, 4], [False, False, True, True]), ([1, 2, 3, 5], [False, False, True, True])
+    alone, twice, apart = (useful_flops(Case(), batches) for batches in ([[one]], [[one, one]], [[one], [one]]))
+    joined = useful_flops(Case(), [[one, other]])
+
+    assert alone == twice
+    assert apart == 2 * alone
+    assert alone < joined < apart
+
+
+def test_an_unknown_peer_is_refused_with_those_there_are():
+    with pytest.raises(SystemExit, match=r"no such peer: trl/pack; have tunesmith/default, .*trl/packing"):
+        choose_contestants(["trl/pack"])
+
+
+def test_ours_is_always_among_the_contestants():
+    assert choose_contestants(["trl/packing"]) == [
+        ("tunesmith", "default"),
+        ("tunesmith", "bfloat16"),
+        ("trl", "packing"),
+    ]
+
+
+def test_growth_is_a_table_of_its_own(tmp_path):
+    larger = {**record(), "case": Case(vocabulary=151_936).as_data()}
+    text = page([write_session(tmp_path / "one.jsonl", record(), larger)])
+
+    assert "### How couplets (lora) grows" in text
+    assert "| Tunesmith default | 20 | 384 | 151,936 | 640 | 5.0 | 900 |" in text
 
 
 def test_the_page_names_date_machine_versions_and_command(tmp_path):

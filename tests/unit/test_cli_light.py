@@ -1,8 +1,8 @@
 """The front door is quick: help and lists need no heavy library."""
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,13 @@ def run(*words: str, **options) -> subprocess.CompletedProcess:
 
 
 def test_help_is_there_at_once():
-    """0.07 s here; the budget of 0.3 s has room for a slow and busy machine."""
+    """The best of five, in seconds of computing, whatever else the machine does: 0.1 where this was written."""
     seconds = []
     for _ in range(5):
-        began = time.monotonic()
+        before = os.times()
         assert run("--help").returncode == 0
-        seconds.append(time.monotonic() - began)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
 
     assert min(seconds) < 0.3
 

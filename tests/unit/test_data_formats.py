@@ -448,4 +448,4 @@ def test_text_may_be_a_list_of_lines(tmp_path: Path) -> None:
     read = read_sources([source], bad_rows="skip")
 
     assert [c.text for c in read.conversations] == ["春眠不觉晓\n处处闻啼鸟"]
-    assert [str(row) for row in read.bad] == [f"{file}:2: text[1]: found the number 5; must be text"]
+    assert [str(row) for row in read.bad] == [f"{file}:2: lines (as text[1]): found the number 5; must be text"]

@@ -1,9 +1,9 @@
 """A recipe is read as written, changed as asked, and refused with every mistake named where it stands."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -208,6 +208,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_any_json_can_be_an_override(value):
     document = Document({}, {(): "nowhere"})
@@ -331,7 +332,7 @@ def test_a_recipe_reads_back_as_it_was_written(path, exclude_defaults, here):
 words = st.sampled_from(["a", "no", "1e-4", "0123", "null", "true", "a: b", "#", "春风 绿", "2025-01-02", "~", " "])
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     words,
     st.floats(1e-12, 1e12),
@@ -409,17 +410,17 @@ try:
 except SystemExit as end:
     print(end.code, [library for library in {HEAVY} if library in sys.modules])
 """
-    began = time.monotonic()
+    before = os.times()
     done = subprocess.run([sys.executable, "-c", code], cwd=GOLDEN, capture_output=True, text=True, check=False)
+    after = os.times()
 
     assert done.stdout == "2 []\n"
     assert done.stderr == "error:\n" + (GOLDEN / f"{name}.txt").read_text("utf-8")
-    assert time.monotonic() - began < 2  # 0.6 s on two cores; twice a second's budget for a busy machine
+    # seconds of computing, whatever else the machine does: 0.5 where this was written
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
 
 
 def _write_golden() -> None:
-    import os
-
     os.chdir(GOLDEN)
     for path in sorted(Path().glob("*.yaml")):
         try:

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -13,12 +14,30 @@ class ProcessSettings:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
+    """Processes on this machine."""
 
 
 def process_settings() -> ProcessSettings:
     """Return this process's place; a process without a launcher is alone."""
     get = os.environ.get
-    return ProcessSettings(int(get("RANK", "0")), int(get("WORLD_SIZE", "1")), int(get("LOCAL_RANK", "0")))
+    return ProcessSettings(
+        int(get("RANK", "0")),
+        int(get("WORLD_SIZE", "1")),
+        int(get("LOCAL_RANK", "0")),
+        int(get("LOCAL_WORLD_SIZE", "1")),
+    )
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: ``TUNESMITH_CACHE``, else the user's usual one.
+
+    Raises ``RuntimeError`` where that lies in a home folder and the user has none.
+    """
+    get = os.environ.get
+    if chosen := get("TUNESMITH_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tunesmith"
 
 
 def prepare_process() -> None:
@@ -34,3 +53,8 @@ def prepare_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def prepare_worker() -> None:
+    """Keep a process that is one of as many as there are cores to one core."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

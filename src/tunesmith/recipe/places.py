@@ -2,7 +2,8 @@
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -20,11 +21,11 @@ class Place:
     """A place in the schema, known by the annotation that pydantic checks there."""
 
     annotation: Any
-    alternatives: tuple[tuple[Any, Registry[Any] | None], ...] = field(init=False)
-    """The types that fit (without None), each with its registry if it is a plug-in."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alternatives", tuple(_alternatives(self.annotation, None)))
+    @cached_property
+    def alternatives(self) -> list[tuple[Any, Registry[Any] | None]]:
+        """The types that fit (without None), each with its registry if it is a plug-in."""
+        return list(_alternatives(self.annotation, None))
 
     @property
     def is_list(self) -> bool:

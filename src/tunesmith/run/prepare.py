@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tunesmith.core.errors import DataError, UserError
+from tunesmith.core.events import Listener, ignore
 from tunesmith.data.read import count_shared, read_sources
 from tunesmith.models.load import load_stop_ids
-from tunesmith.stages import Example
-from tunesmith.templates.chat import ChatTemplate, special_token_counts
+from tunesmith.run.example_cache import ExampleCache
+from tunesmith.run.make_examples import Made, Maker, make_examples
+from tunesmith.run.prepared import Prepared, Split
+from tunesmith.templates.chat import ChatTemplate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from transformers import PreTrainedTokenizerBase
 
@@ -22,29 +27,7 @@ if TYPE_CHECKING:
     from tunesmith.data.read import DataRead
     from tunesmith.recipe.schema import Recipe
 
-
-@dataclass(frozen=True)
-class Split:
-    """Training or validation data: the conversations, what they became, and what was lost on the way."""
-
-    conversations: list[Conversation]
-    examples: list[Example]
-    counts: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run reads."""
-
-    train: Split
-    validation: Split | None
-    files: list[dict[str, Any]]
-    template: ChatTemplate
-    notices: list[str] = field(default_factory=list)
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the counts as JSON-ready data."""
-        return {"train": self.train.counts, "validation": self.validation and self.validation.counts}
+_WORTH_KEEPING = 1.0  # seconds that examples must have taken to make: what is made faster is made again
 
 
 @dataclass(frozen=True)
@@ -83,28 +66,66 @@ def read_data(recipe: Recipe) -> ReadData:
     return ReadData(train, None, kept, [c for i, c in enumerate(train.conversations) if i in held])
 
 
-def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-    """Turn what was read into examples; raise :class:`DataError` where nothing is left to learn."""
+@dataclass(frozen=True)
+class RecipeData:
+    """A recipe's data: read at most once, and not at all where examples made of it are kept."""
+
+    recipe: Recipe
+    cache: ExampleCache
+
+    @cached_property
+    def read(self) -> ReadData:
+        """The conversations; raises :class:`DataError` for rows that cannot be used."""
+        return read_data(self.recipe)
+
+    def texts(self) -> Iterator[str]:
+        """Yield every training text, for a tokenizer made from it."""
+        return self.read.texts()
+
+
+def open_data(recipe: Recipe) -> RecipeData:
+    """Return the recipe's data; raise :class:`DataError` for rows that cannot be used, before anything else is done."""
+    data = RecipeData(recipe, ExampleCache(recipe))
+    if not data.cache.has_examples:  # else these very rows were read before, without a fault
+        _ = data.read
+    return data
+
+
+def prepare(
+    recipe: Recipe, data: RecipeData, tokenizer: PreTrainedTokenizerBase, listener: Listener = ignore
+) -> Prepared:
+    """Turn the data into examples, or take those that are kept; raise :class:`DataError` where nothing is to learn."""
     template = ChatTemplate(tokenizer, recipe.template.name, recipe.template.arguments)
     template.add_stop_ids(load_stop_ids(recipe.model))
-    train = _split(recipe, template, data.train_conversations, data.train)
+    kept = data.cache.load(template)
+    if kept is not None:
+        return kept
+    began = time.monotonic()
+    prepared = _make(recipe, data.read, template, listener)
+    return data.cache.keep(prepared) if time.monotonic() - began > _WORTH_KEEPING else prepared
+
+
+def _make(recipe: Recipe, data: ReadData, template: ChatTemplate, listener: Listener) -> Prepared:
+    maker = Maker(recipe.stage, template, recipe.data.max_tokens, recipe.data.too_long)
+    made = make_examples(maker, data.train_conversations, listener)
+    train = _split(recipe, made, data.train_conversations, data.train)
     if not train.examples:
         raise DataError(
             f"nothing to learn: none of {len(data.train_conversations)} conversations has a trained token within "
             f"data.max_tokens = {recipe.data.max_tokens}"
         )
     notices = []
-    if template.ends_added:
+    if made.ends_added:
         notices.append(
-            f"the template does not end {template.ends_added} answers: the end token was added, so that the model "
+            f"the template does not end {made.ends_added} answers: the end token was added, so that the model "
             "learns to stop"
         )
-    if template.reasoning_dropped:
+    if made.reasoning_dropped:
         notices.append(
-            f"the template does not write the reasoning of {template.reasoning_dropped} answers: it is not learnt"
+            f"the template does not write the reasoning of {made.reasoning_dropped} answers: it is not learnt"
         )
     held = data.validation_conversations
-    validation = _split(recipe, template, held, data.validation) if held else None
+    validation = _split(recipe, make_examples(maker, held, listener), held, data.validation) if held else None
     if shared := count_shared(held, data.train_conversations):
         notices.append(
             f"{shared} of {len(held)} validation conversations are also in the training data: "
@@ -113,8 +134,14 @@ def prepare(recipe: Recipe, data: ReadData, tokenizer: PreTrainedTokenizerBase) 
     for name, split in (("training", train), ("validation", validation)):
         notices += _losses(name, split, recipe)
     sources = [source for read in (data.train, data.validation) if read for source in read.sources]
-    files = [{"path": f.file, "sha256": f.sha256, "rows": f.rows} for source in sources for f in source.files]
-    return Prepared(train, validation, files, template, notices)
+    return Prepared(
+        template=template,
+        train=train,
+        validation=validation,
+        held_out=held,
+        files=[{"path": f.file, "sha256": f.sha256, "rows": f.rows} for source in sources for f in source.files],
+        notices=notices,
+    )
 
 
 def _losses(name: str, split: Split | None, recipe: Recipe) -> list[str]:
@@ -128,54 +155,24 @@ def _losses(name: str, split: Split | None, recipe: Recipe) -> list[str]:
     return [f"{split.counts[key]} {name} {text}" for key, text in said.items() if split.counts[key]]
 
 
-def _split(
-    recipe: Recipe, template: ChatTemplate, conversations: Sequence[Conversation], read: DataRead | None
-) -> Split:
-    limit = recipe.data.max_tokens
-    made = recipe.stage.examples(conversations, template, limit)
-    examples: list[Example] = []
-    truncated = dropped = 0
-    too_long = []
-    for each, conversation in zip(made, conversations, strict=True):
-        lost = not each
-        for example in each:
-            longest = max(map(len, example.sequences), default=0)
-            if longest > limit:
-                too_long.append(f"{conversation.origin}: {longest} tokens")
-            kept = _cut(example, limit, recipe.data.too_long)
-            truncated += kept is not None and longest > limit
-            lost = lost or kept is None
-            if kept is not None:
-                examples.append(kept)
-        dropped += lost
-    if too_long and recipe.data.too_long == "refuse":
-        shown = "\n".join(too_long[:10])
+def _split(recipe: Recipe, made: Made, conversations: list[Conversation], read: DataRead | None) -> Split:
+    if made.too_long:
+        shown = "\n".join(made.too_long[:10])
         raise DataError(
-            f"{shown}\n{len(too_long)} conversations are longer than data.max_tokens = {limit}; "
+            f"{shown}\n{len(made.too_long)} conversations are longer than data.max_tokens = {recipe.data.max_tokens}; "
             "raise it, or set data.too_long"
         )
-    sequences = [s for e in examples for s in e.sequences]
     counts = {
         "rows": read.rows if read else len(conversations),
         "conversations": len(conversations),
-        "examples": len(examples),
-        "tokens": sum(map(len, sequences)),
-        "trained_tokens": sum(s.trained for s in sequences),
-        "longest": max(map(len, sequences), default=0),
-        "truncated": truncated,
-        "dropped": dropped,
+        "examples": len(made.examples),
+        "tokens": len(made.examples.tokens),
+        "trained_tokens": made.examples.trained_tokens,
+        "longest": made.examples.longest,
+        "truncated": made.truncated,
+        "dropped": made.dropped,
         "bad_rows": len(read.bad) if read else 0,
         "duplicates": read.duplicates if read else 0,
-        **special_token_counts(sequences, template.tokenizer),
+        **made.special_tokens,
     }
-    return Split(list(conversations), examples, counts)
-
-
-def _cut(example: Example, limit: int, too_long: str) -> Example | None:
-    """Return what of *example* is trained, within *limit* tokens; None where nothing is left."""
-    if too_long == "drop" and any(len(s) > limit for s in example.sequences):
-        return None
-    cut = tuple(s.cut(limit) for s in example.sequences)
-    if not cut or any(s.trained == 0 for s in cut):
-        return None
-    return Example(cut, example.origin, example.values)
+    return Split(made.examples, counts)

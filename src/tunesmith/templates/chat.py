@@ -130,7 +130,7 @@ class ChatTemplate:
         template = self.tokenizer.chat_template
         if not isinstance(template, str):
             raise UserError("template.arguments: the tokenizer has no single chat template that they could belong to")
-        used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(template))
+        used = _find_arguments(template)
         for name in arguments:
             if name not in used:
                 known = sorted(used - _GIVEN)
@@ -291,6 +291,17 @@ def _merge(turns: list[tuple[list[int], list[int], bool]], train_on_prompt: bool
 def _count_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return how long the beginning is that both have."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _find_arguments(template: str) -> set[str]:
+    """Return the names that a template is given; raise :class:`UserError` where it is no template."""
+    # transformers adds these two tags to Jinja; they name nothing
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"template: line {error.lineno} of it cannot be read: {error.message}") from None
+    return jinja2.meta.find_undeclared_variables(tree)
 
 
 def _literal(value: Any) -> str:
