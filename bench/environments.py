@@ -109,7 +109,7 @@ PEERS: dict[str, Peer] = {
         None,
         {
             "default": Setting("the plan decides everything"),
-            "bfloat16": Setting("engine.precision: bfloat16", {"engine": {"precision": "bfloat16"}}),
+            "float32": Setting("engine.precision: float32", {"engine": {"precision": "float32"}}),
         },
     ),
     "transformers": Peer(
@@ -227,6 +227,14 @@ PEERS: dict[str, Peer] = {
         },
         ("couplets", "style", "chats", "long"),
     ),
+}
+REMARKS = {
+    "llamafactory": (
+        "its newest pins, with torch 2.13.0; without torchvision, which has no CPU build for it, and with the compiled "
+        "CUDA code of torchaudio deleted, neither of which text needs"
+    ),
+    "swift": "the tokenizer's template is registered in its own words, as its documentation says for new ones",
+    "unsloth": "without triton, xformers and torchvision; on a CPU it runs a fall-back of its own",
 }
 UNUSABLE = {
     "axolotl": (

@@ -47,16 +47,17 @@ TRAINER = {
 
 def main() -> None:
     """Measure every shape and workload in rounds; write one result file."""
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shapes", type=run.names(reference.SHAPES), default=list(SHAPES), help="0.6B, 1.7B, 8B")
-    parser.add_argument("--workloads", type=run.names(WORKLOADS), default=list(WORKLOADS))
+    sizes, kinds = run.names(reference.SHAPES), run.names(WORKLOADS)
+    parser.add_argument("--shapes", type=sizes, default=",".join(SHAPES), help="models of these sizes; also 8B")
+    parser.add_argument("--workloads", type=kinds, default=",".join(WORKLOADS), help="the kinds of data")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--timeout", type=int, default=300, help="seconds for one run")
     parser.add_argument("--output", type=Path, default=run.RESULTS / time.strftime("gpu-%Y-%m-%dT%H%M.jsonl"))
     chosen = parser.parse_args()
+    import torch
+
     if not torch.cuda.is_available():
         raise SystemExit("this machine has no CUDA device; make bench measures on the CPU")
     # one environment for both: there is no network to build others from

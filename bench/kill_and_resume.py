@@ -3,12 +3,13 @@
     python bench/kill_and_resume.py
 
 Pretrains the demo's nano model for a few steps and trains LoRA with dropout on it, once undisturbed.  Then trains the
-same recipe once a trial, sends SIGKILL at a random time after the first step, and resumes.  Exits with 1 where a
+same recipe once a trial, sends SIGKILL at a random time within a random step, and resumes.  Exits with 1 where a
 measurement or a weight differs from the undisturbed run's by a single bit.
 """
 
 import argparse
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,8 @@ CLOCK = ("seconds", "tokens_per_second")
 class Trial:
     """What became of one killed run."""
 
-    seconds: float
+    delay: float
+    """Seconds after the step was logged."""
     step: int
     checkpoint: int
     left_over: list[str]
@@ -77,25 +79,29 @@ def weights(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def try_once(whole: Path, killed: Path, settings: list[str], after: float) -> Trial:
-    """Train into *killed*, kill it *after* seconds from its first step, resume it and compare it with *whole*."""
+def kill_at(step: int, delay: float, killed: Path, settings: list[str]) -> None:
+    """Train into *killed* and send SIGKILL *delay* seconds after *step* steps were logged."""
     process = subprocess.Popen(command("train", *settings, f"output={killed}"), stdout=subprocess.DEVNULL)
     try:
-        while not (killed / "metrics.jsonl").exists():
+        while max((event["step"] for event in read_jsonl(killed / "metrics.jsonl")), default=0) < step:
             if process.poll() is not None:
-                sys.exit("the run ended before its first step")
+                sys.exit(f"the run ended before step {step}")
             time.sleep(0.001)
-        time.sleep(after)
+        time.sleep(delay)
     finally:
         process.kill()
         process.wait()
-    step = max((event["step"] for event in read_jsonl(killed / "metrics.jsonl")), default=0)
-    checkpoint = max((step for step, _ in list_checkpoints(killed / "checkpoints")), default=0)
+
+
+def try_once(whole: Path, killed: Path, settings: list[str], step: int, delay: float) -> Trial:
+    """Kill a run, resume it, and compare it with *whole*."""
+    kill_at(step, delay, killed, settings)
+    reached = max(event["step"] for event in read_jsonl(killed / "metrics.jsonl"))
+    checkpoint = max((saved for saved, _ in list_checkpoints(killed / "checkpoints")), default=0)
     left_over = sorted(path.name for path in killed.rglob(".*"))
     run("resume", killed)
-    return Trial(
-        after, step, checkpoint, left_over, measured(whole) == measured(killed), weights(whole) == weights(killed)
-    )
+    same_losses, same_weights = measured(whole) == measured(killed), weights(whole) == weights(killed)
+    return Trial(delay, reached, checkpoint, left_over, same_losses, same_weights)
 
 
 def main() -> None:
@@ -111,24 +117,25 @@ def main() -> None:
         run("train", RECIPES / "1-pretrain.yaml", *base, "evaluation.examples=0", "schedule.steps=10")
         settings = recipe(folder, chosen.steps)
         run("train", *settings, f"output={whole}")
-        training = [event["seconds"] for event in read_jsonl(whole / "metrics.jsonl") if event["kind"] == "step"]
-        times = random.Random(chosen.seed)
-        trials = [
-            try_once(whole, folder / f"killed-{number}", settings, times.uniform(0, sum(training)))
-            for number in range(chosen.trials)
-        ]
+        seconds = [event["seconds"] for event in read_jsonl(whole / "metrics.jsonl") if event["kind"] == "step"]
+        numbers = random.Random(chosen.seed)
+        trials = []
+        for number in range(chosen.trials):
+            # not after the last step but one: on an idle machine the run could end before it is killed
+            step, delay = numbers.randrange(1, chosen.steps - 1), numbers.uniform(0, statistics.median(seconds))
+            trials.append(try_once(whole, folder / f"killed-{number}", settings, step, delay))
     sys.exit(show(trials, chosen.steps))
 
 
 def show(trials: list[Trial], steps: int) -> int:
     """Print the table; return the exit code."""
     table = Table(title=f"{steps} steps of recipes/demo/2-couplets.yaml with dropout, killed with SIGKILL")
-    for heading in ("killed after", "at step", "resumed from", "half written", "losses", "weights"):
+    for heading in ("killed after step", "delay", "resumed from", "half written", "losses", "weights"):
         table.add_column(heading, justify="right")
     for trial in trials:
         table.add_row(
-            f"{trial.seconds:.2f} s",
             str(trial.step),
+            f"{trial.delay:.3f} s",
             str(trial.checkpoint),
             ", ".join(trial.left_over) or "-",
             "same bits" if trial.same_losses else "DIFFERENT",

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from environments import OURS, ROOT, UNUSABLE
+from environments import OURS, PEERS, REMARKS, ROOT, UNUSABLE
 from results import (
     Run,
     Session,
@@ -85,8 +85,18 @@ def page(sessions: Iterable[Session]) -> str:
     ordered = sorted(sessions, key=lambda session: str(session.header["date"]), reverse=True)
     left_out = "".join(f"- **{peer}** is not measured: {why}.\n" for peer, why in UNUSABLE.items())
     on_gpu = [s for s in ordered if s.header.get("gpu")]
-    parts = [INTRODUCTION, left_out, *(summary(s) for s in ordered if s not in on_gpu)]
+    parts = [INTRODUCTION, *_settings(), left_out, *(summary(s) for s in ordered if s not in on_gpu)]
     return "\n".join([*parts, GPU if not on_gpu else "", *(summary(s) for s in on_gpu)]).rstrip() + "\n"
+
+
+def _settings() -> list[str]:
+    """Return what each setting of each peer means."""
+    lines = ["## The settings", ""]
+    for peer, entry in PEERS.items():
+        remark = f" ({REMARKS[peer]})" if peer in REMARKS else ""
+        lines += [f"- **{NAMES[peer]}**{remark}"]
+        lines += [f"    - `{name}`: {setting.words}" for name, setting in entry.settings.items()]
+    return lines
 
 
 def summary(session: Session) -> str:

@@ -36,16 +36,11 @@ GROWTH = {
 def read_arguments() -> argparse.Namespace:
     """Return the command line's choices."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    others = [name for name in PEERS if name != OURS]
-    parser.add_argument(
-        "--peers",
-        type=lambda text: text.split(","),
-        default=others,
-        help="to compare with; peer/setting picks one setting",
-    )
-    parser.add_argument("--workloads", type=names(WORKLOADS), default=list(WORKLOADS), help=", ".join(WORKLOADS))
-    parser.add_argument("--methods", type=names(METHODS), default=["lora"], help=", ".join(METHODS))
-    parser.add_argument("--grow", type=names(GROWTH), default=[], help=f"also measure growth with {', '.join(GROWTH)}")
+    others = ",".join(name for name in PEERS if name != OURS)
+    parser.add_argument("--peers", default=others, help="to compare with; peer/setting picks one setting")
+    parser.add_argument("--workloads", type=names(WORKLOADS), default=",".join(WORKLOADS), help="the kinds of data")
+    parser.add_argument("--methods", type=names(METHODS), default="lora", help=" or ".join(METHODS))
+    parser.add_argument("--grow", type=names(GROWTH), default=[], help=f"also measure growth with {','.join(GROWTH)}")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; in each, every peer runs once in turn")
     parser.add_argument("--steps", type=int, default=12, help=f"optimizer steps of {BATCH} examples in one run")
     parser.add_argument("--shape", default="30M", choices=SHAPES, help="model")
@@ -72,7 +67,7 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
 def main() -> None:
     """Build what is missing, check, measure in rounds, and print the tables."""
     chosen = read_arguments()
-    contestants = choose_contestants(chosen.peers)
+    contestants = choose_contestants(chosen.peers.split(","))
     for peer in dict.fromkeys(peer for peer, _ in contestants):
         if (environment := PEERS[peer].environment) is not None:
             environment.build()
@@ -99,9 +94,9 @@ def choose_cases(chosen: argparse.Namespace) -> list[Case]:
 
 
 def choose_contestants(wanted: list[str]) -> list[tuple[str, str]]:
-    """Return peers and settings, ours first; end with a message for one that is not known."""
-    chosen = [(OURS, setting) for setting in PEERS[OURS].settings]
-    for name in wanted:
+    """Return peers and settings, ours first even where it is not named; end with a message for one not known."""
+    chosen: list[tuple[str, str]] = []
+    for name in sorted(wanted, key=lambda name: not name.startswith(OURS)):
         peer, _, setting = name.partition("/")
         if peer in UNUSABLE:
             raise SystemExit(f"{peer} cannot be measured here: {UNUSABLE[peer]}")
@@ -109,6 +104,8 @@ def choose_contestants(wanted: list[str]) -> list[tuple[str, str]]:
             known = ", ".join(f"{p}/{s}" for p, entry in PEERS.items() for s in entry.settings)
             raise SystemExit(f"no such peer: {name}; have {known}")
         chosen += [(peer, s) for s in PEERS[peer].settings if s == setting or not setting]
+    if chosen[0][0] != OURS:
+        chosen = [*((OURS, setting) for setting in PEERS[OURS].settings), *chosen]
     return list(dict.fromkeys(chosen))
 
 
@@ -116,7 +113,7 @@ def header(command: str, threads: int) -> dict[str, Any]:
     """Return where and when a session runs."""
     processor = next(line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "model name" in line)
     memory = next(line for line in Path("/proc/meminfo").read_text("utf-8").splitlines() if "MemTotal" in line)
-    commit = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = ["git", "--no-optional-locks", "-C", str(ROOT), "describe", "--always", "--dirty"]
     return {
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
         "command": command,

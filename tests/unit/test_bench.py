@@ -137,9 +137,10 @@ def test_an_unknown_peer_is_refused_with_those_there_are():
 def test_ours_is_always_among_the_contestants():
     assert choose_contestants(["trl/packing"]) == [
         ("tunesmith", "default"),
-        ("tunesmith", "bfloat16"),
+        ("tunesmith", "float32"),
         ("trl", "packing"),
     ]
+    assert choose_contestants(["trl/packing", "tunesmith/default"]) == [("tunesmith", "default"), ("trl", "packing")]
 
 
 def test_growth_is_a_table_of_its_own(tmp_path):

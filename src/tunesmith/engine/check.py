@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # largest difference of a token's log-probability that rounding explains
 _TOLERANCE = {"no": 1e-3, "bf16": 0.25, "fp16": 0.05}
 _EXAMPLES, _TOKENS = 4, 512
+_LOOKED_AT = 1000  # examples that those few are chosen from
 
 
 def choose_layout(
@@ -67,12 +68,17 @@ def _choose_examples(examples: Sequence[Example]) -> list[Example]:
 
     So every layout has sequences to keep apart, and ``prefix`` has something to share, even where the data has not.
     """
-    ordered = sorted(examples, key=lambda e: e.tokens)
+    ordered = _sort_some(examples)
     short = [e for e in ordered if e.tokens <= _TOKENS] or ordered[:1]
     few = [short[at] for at in sorted({(len(short) - 1) * part // (_EXAMPLES - 1) for part in range(_EXAMPLES)})]
     tokens = max((s for e in few for s in e.sequences), key=len).tokens.tolist()
     shared = max(SHORTEST_SHARED, len(tokens) // 2)
     return [*few, Example((TokenSequence.trained_from(tokens[:shared] + tokens[shared:][::-1], 1),))]
+
+
+def _sort_some(examples: Sequence[Example]) -> list[Example]:
+    """Return examples from all over the data, the shortest first."""
+    return sorted(examples[:: len(examples) // _LOOKED_AT + 1], key=lambda e: e.tokens)
 
 
 def _off(far: float) -> str:
@@ -85,9 +91,9 @@ def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> di
     for example in examples:
         out[id(example)] = []
         for sequence in example.sequences:
-            tokens = torch.from_numpy(sequence.tokens).long().to(device)
+            tokens = torch.tensor(sequence.tokens, dtype=torch.long, device=device)
             logits = model.base(input_ids=tokens[None], use_cache=False).logits[0].float().log_softmax(-1)
-            at = torch.from_numpy(sequence.weight).nonzero().squeeze(1).to(device)
+            at = torch.tensor(sequence.weight, device=device).nonzero().squeeze(1)
             out[id(example)].append(logits[at - 1].gather(1, tokens[at, None]).squeeze(1))
     return out
 
@@ -122,7 +128,7 @@ def check_gradients(
     The fused LoRA layers run only where gradients are wanted: their loss must be that of peft's own, or they are
     switched off.  Every weight that trains must receive a finite gradient.
     """
-    few = sorted(examples, key=lambda e: e.tokens)[:_EXAMPLES]
+    few = _sort_some(examples)[:_EXAMPLES]
     notices: list[str] = []
     model.eval()
     for pack in build_packs(few, layout, budget=2**31):

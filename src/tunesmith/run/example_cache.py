@@ -35,8 +35,6 @@ from tunesmith.engine.example_table import ExampleTable
 from tunesmith.run.prepared import Prepared, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tunesmith.core.registry import Spec
     from tunesmith.recipe.schema import Recipe
     from tunesmith.templates.chat import ChatTemplate
@@ -56,10 +54,13 @@ CODE = (
 )
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
 _ABOUT, _CHECKSUMS, _PARTIAL = "about.json", "checksums.json", ".partial-"
+_FOREIGN = "the stage keeps values beside its examples that JSON has not"
 _UNUSED = 30 * 24 * 3600  # seconds after which an entry that nobody used is removed
 
 # what a template may say of the clock so that what it renders is the same all day
-_DAY = re.compile(r"strftime_now is defined|strftime_now\(\s*(['\"])((?!\1|%).|%-?[aAbBCdDeFgGhjmuUVwWxyY])*\1\s*\)")
+_DAY = re.compile(
+    r"strftime_now is (not )?defined|strftime_now\(\s*(['\"])((?!\2|%).|%-?[aAbBCdDeFgGhjmuUVwWxyY])*\2\s*\)"
+)
 
 
 class _CannotKeepError(Exception):
@@ -85,21 +86,19 @@ class ExampleCache:
         self.recipe = recipe
         self.hashes: dict[str, str] = {}
         """SHA-256 of each data file."""
+        self.has_examples = False
+        """Whether examples were made of these very files before: each row of them can be read."""
         self._folder: Path | None = None
         self._why_not = ""
         try:
             self._folder = cache_folder() / "examples" / _digest(self._describe_data())
+            self.has_examples = self._folder.is_dir()
         except _CannotKeepError as error:
             self._why_not = str(error)
         except RuntimeError:
             self._why_not = "there is no home folder to keep them in; set TUNESMITH_CACHE"
         except (UserError, OSError):
             self._why_not = "the data cannot be read"  # whoever reads it says what is wrong
-
-    @property
-    def has_examples(self) -> bool:
-        """Whether examples were made of these very files before: each row of them can be read."""
-        return self._folder is not None and self._folder.is_dir()
 
     def load(self, template: ChatTemplate) -> Prepared | None:
         """Return the examples as they were made with *template* and the recipe's settings, if they are kept."""
@@ -179,18 +178,19 @@ def _describe_template(template: ChatTemplate) -> dict[str, Any]:
     tokenizer: Any = template.tokenizer
     kind = type(tokenizer)
     if not tokenizer.is_fast or not kind.__module__.startswith("transformers."):
-        raise _CannotKeepError("its tokenizer is a Python program, whose changes are not seen here")
-    text = json.dumps(tokenizer.chat_template)
-    if "strftime_now" in _DAY.sub("", json.dumps(tokenizer.chat_template, ensure_ascii=False).replace('\\"', '"')):
+        raise _CannotKeepError("the tokenizer is a Python program, whose changes are not seen here")
+    chat = tokenizer.chat_template
+    texts = [chat] if isinstance(chat, str) else list((chat or {}).values())
+    if any("strftime_now" in _DAY.sub("", text) for text in texts):
         raise _CannotKeepError("the template writes the time of day")
     return {
-        "template": text,
-        "today": date.today().isoformat() if "strftime_now" in text else None,
+        "template": chat,
+        "today": date.today().isoformat() if any("strftime_now" in text for text in texts) else None,
         "stop_ids": template.stop_ids,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "special_tokens": tokenizer.special_tokens_map,
-        "settings": tokenizer.init_kwargs,
+        "split_special_tokens": tokenizer.split_special_tokens,
     }
 
 
@@ -198,9 +198,7 @@ def _describe_template(template: ChatTemplate) -> dict[str, Any]:
 
 
 def _read_entry(entry: Path, template: ChatTemplate) -> Prepared | None:
-    """Return what is kept in *entry*; None where there is nothing, or what there is is damaged (it is then removed)."""
-    if not entry.is_dir():
-        return None
+    """Return what is kept in *entry*; None where there is nothing, or something damaged, which is then removed."""
     try:
         checksums = TypeAdapter(dict[str, int]).validate_json((entry / _CHECKSUMS).read_bytes())
         files = {name: _read_whole(entry / name, checksum) for name, checksum in checksums.items()}
@@ -224,16 +222,23 @@ def _read_entry(entry: Path, template: ChatTemplate) -> Prepared | None:
 
 
 def _write_entry(entry: Path, prepared: Prepared) -> None:
-    splits = {"train": prepared.train, "validation": prepared.validation}
-    counts = {name: split and split.counts for name, split in splits.items()}
+    train, validation = prepared.train, prepared.validation
+    about = _as_json(
+        _About(
+            train=train.counts,
+            validation=None if validation is None else validation.counts,
+            held_out=list(prepared.held_out),
+            files=prepared.files,
+            notices=prepared.notices,
+        )
+    )
     partial = entry.with_name(f"{_PARTIAL}{uuid4().hex}")
     partial.mkdir(parents=True)
     try:
-        for name, split in splits.items():
-            if split is not None:
-                _write_table(partial / f"{name}.arrow", split.examples)
-        about = _About(held_out=list(prepared.held_out), files=prepared.files, notices=prepared.notices, **counts)
-        (partial / _ABOUT).write_bytes(_as_json(about))
+        _write_table(partial / "train.arrow", train.examples)
+        if validation is not None:
+            _write_table(partial / "validation.arrow", validation.examples)
+        (partial / _ABOUT).write_bytes(about)
         checksums = {file.name: _checksum(file) for file in partial.iterdir()}
         (partial / _CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in partial.iterdir():
@@ -249,8 +254,12 @@ def _write_entry(entry: Path, prepared: Prepared) -> None:
 
 def _as_json(about: _About) -> bytes:
     adapter = TypeAdapter(_About)
-    text = adapter.dump_json(about)
-    if adapter.validate_json(text) != about:  # such as a tool's description with a date in it, from a Parquet file
+    try:
+        text = adapter.dump_json(about)
+        same = adapter.validate_json(text) == about
+    except ValueError:
+        same = False
+    if not same:  # such as a tool's description with a date in it, from a Parquet file
         raise _CannotKeepError("the held-out conversations hold values that JSON has not")
     return text
 
@@ -279,7 +288,9 @@ def _write_table(path: Path, table: ExampleTable) -> None:
         "weight": nested(table.weight),
         "file": pyarrow.DictionaryArray.from_arrays(table.file, pyarrow.array(table.files, pyarrow.string())),
         "line": table.line,
-        "values": pyarrow.array(list(_values_as_json(table)), pyarrow.string()),
+        "values": pyarrow.array(_as_texts(table.values), pyarrow.string())
+        if table.values
+        else pyarrow.nulls(len(table), pyarrow.string()),
     }
     batch = pyarrow.record_batch(columns)
     with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, batch.schema) as writer:
@@ -303,15 +314,14 @@ def _read_table(buffer: Any) -> ExampleTable:
     )
 
 
-def _values_as_json(table: ExampleTable) -> Iterator[str | None]:
-    for values in table.values or ((),) * len(table):
-        try:
-            text = json.dumps(values) if table.values else None
-        except TypeError:
-            text = "null"
-        if text is not None and tuple(json.loads(text) or ()) != values:
-            raise _CannotKeepError("the stage keeps values beside its examples that JSON has not")
-        yield text
+def _as_texts(values: tuple[tuple[Any, ...], ...]) -> list[str]:
+    try:
+        texts = [json.dumps(each) for each in values]
+    except TypeError as error:
+        raise _CannotKeepError(_FOREIGN) from error
+    if tuple(tuple(json.loads(text)) for text in texts) != values:
+        raise _CannotKeepError(_FOREIGN)
+    return texts
 
 
 def _read_whole(path: Path, checksum: int) -> Any:

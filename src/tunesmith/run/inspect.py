@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.models.load import load_tokenizer
-from tunesmith.run.prepare import prepare, read_data
+from tunesmith.run.prepare import open_data, prepare
 
 if TYPE_CHECKING:
     from tunesmith.recipe.schema import Recipe
@@ -33,7 +33,7 @@ class Inspection:
 
 def inspect(recipe: Recipe, records: int = 3) -> Inspection:
     """Return the inspection of the first *records* training examples of *recipe*."""
-    data = read_data(recipe)
+    data = open_data(recipe)
     tokenizer = load_tokenizer(recipe.model, data.texts)
     prepared = prepare(recipe, data, tokenizer)
     shown = [

@@ -169,7 +169,7 @@ _worker: Maker | None = None
 
 
 def _start_worker(maker: bytes) -> None:
-    global _worker  # noqa: PLW0603 - a pool gives its processes no other place
+    global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     prepare_worker()
     _worker = pickle.loads(maker)

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
+from tunesmith.core.events import Listener, ignore
 from tunesmith.core.settings import process_settings
 from tunesmith.models.load import load_config, load_tokenizer
 from tunesmith.run.machine import Machine
 from tunesmith.run.plan import Plan, make_plan
-from tunesmith.run.prepare import Prepared, prepare, read_data
+from tunesmith.run.prepare import open_data, prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from tunesmith.recipe.schema import Recipe
+    from tunesmith.run.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,26 @@ class Settled:
         return {**self.plan.as_data(), "machine": vars(self.machine), "data": self.prepared.as_data()}
 
 
-def settle(recipe: Recipe) -> Settled:
+def settle(recipe: Recipe, listener: Listener = ignore) -> Settled:
     """Settle *recipe* for this machine; raise :class:`UserError` for all that cannot work."""
     machine = Machine.probe(recipe.engine.device, process_settings().world_size)
-    data = read_data(recipe)
+    data = open_data(recipe)
     tokenizer = load_tokenizer(recipe.model, data.texts)
     config = load_config(recipe.model, tokenizer)
-    prepared = prepare(recipe, data, tokenizer)
+    prepared = prepare(recipe, data, tokenizer, listener)
     plan = make_plan(recipe, machine, len(prepared.train.examples), validated=prepared.validation is not None)
     notices = (*plan.notices, *prepared.notices, *_check_fit(config, prepared))
-    return Settled(Plan(**{**vars(plan), "notices": notices}), machine, prepared, config)
+    why = plan.why
+    if prepared.remade_because:
+        why = {**why, "examples": f"{why['examples']}; made anew by every run, because {prepared.remade_because}"}
+    return Settled(Plan(**{**vars(plan), "why": why, "notices": notices}), machine, prepared, config)
 
 
 def _check_fit(config: PreTrainedConfig, prepared: Prepared) -> list[str]:
     """Raise where tokenizer and model do not belong together; return notices of what is unusual."""
     text = config.get_text_config()
     tokens, rows = len(prepared.template.tokenizer), int(text.vocab_size)
-    highest = max(int(s.tokens.max()) for e in prepared.train.examples for s in e.sequences)
+    highest = prepared.train.examples.highest_token
     if highest >= rows:
         raise UserError(
             f"model: its embedding has {rows} rows, but the tokenizer ({tokens} tokens) gives token id {highest}"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tunesmith.engine.loop import TrainingLoop
     from tunesmith.recipe.schema import Recipe
-    from tunesmith.run.prepare import Prepared
+    from tunesmith.run.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def resume(path: Path, listener: Listener = ignore) -> Outcome:
 
 
 def _settle(recipe: Recipe, listener: Listener) -> Settled:
-    settled = settle(recipe)
+    settled = settle(recipe, listener)
     if not settled.machine.has_torch:
         raise UserError("training needs torch: pip install torch")
     for text in settled.plan.notices:
@@ -268,7 +268,7 @@ def _judge(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) ->
     """Return the evaluation of base and tuned model on the validation data."""
     recipe, prepared = settled.plan.recipe, settled.prepared
     assert prepared.validation is not None
-    conversations = prepared.validation.conversations
+    conversations = prepared.held_out
     model: Any = loop.inner.model
     split = f"{recipe.data.validation_share:.0%} of the training data"
     questions = Questions(
