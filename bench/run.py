@@ -25,6 +25,7 @@ from workloads import WORKLOADS, Case
 RESULTS = ROOT / "bench" / "results"
 PACK_TOKENS = 1024
 METHODS = ("lora", "full")
+LATE = "ran past the time that one run may take (--timeout)"
 # cases without a number of examples get that of --steps
 GROWTH = {
     "data": [Case(examples=count, most_steps=4) for count in (1_000, 10_000, 100_000)],
@@ -135,8 +136,8 @@ def append(lines: Any, record: dict[str, Any]) -> None:
 class Bench:
     """Runs one peer after the other, each in a process of its own."""
 
-    def __init__(self, threads: int, timeout: int, keep: Any) -> None:
-        """*keep* is called with every record."""
+    def __init__(self, threads: int, timeout: int, keep: Callable[[dict[str, Any]], None]) -> None:
+        """*timeout* is in seconds, for one run; *keep* is called with every record."""
         self.threads, self.timeout, self.keep = threads, timeout, keep
         self.counts: dict[str, dict[str, Any]] = {}
 
@@ -153,7 +154,7 @@ class Bench:
             if mode == "check" and case.most_steps:
                 continue
             record = self._run(case, peer, setting, mode, repeat)
-            if "error" in record:  # once more: a busy machine fails now and then
+            if record.get("error", LATE) != LATE:  # once more: a busy machine fails now and then
                 record = self._run(case, peer, setting, mode, repeat)
             if "error" in record:
                 failed.add((case.name, peer, setting))
@@ -193,7 +194,7 @@ class Bench:
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                return {**record, "error": f"ran past {self.timeout} seconds"}
+                return {**record, "error": LATE}
         if process.returncode or not Path(task.result).exists():
             return {**record, "error": _last_words(log)}
         return {**record, "result": json.loads(Path(task.result).read_text("utf-8"))}

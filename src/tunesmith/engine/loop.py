@@ -348,7 +348,8 @@ def make_schedule(
     """Return transformers' scheduler *name* over *steps* steps; *warmup* below 1 is a share of them."""
     from transformers import get_scheduler
 
-    rising = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    # rounded down, so that a run of a few steps does not spend them at a rate near 0 (the first rate of a rise is 0)
+    rising = math.floor(warmup * steps + 1e-9) if warmup < 1 else int(warmup)
     options = dict(arguments)
     if name == "warmup_stable_decay":
         options.setdefault("num_decay_steps", max(1, steps // 10))
