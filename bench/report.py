@@ -112,6 +112,7 @@ def summary(session: Session) -> str:
         "",
         *_versions(session),
         "",
+        *_busy(session),
     ]
     for case in session.cases():
         lines += [*_case(session, case), ""]
@@ -121,6 +122,14 @@ def summary(session: Session) -> str:
 def _loads(session: Session) -> str:
     loads = Spread.of(record["load_before"] for record in session.records)
     return f"{loads.low:.1f}–{loads.high:.1f} (median {loads.middle:.1f})"
+
+
+def _busy(session: Session) -> list[str]:
+    """Return a warning where others used the machine: the load before a run is all theirs."""
+    load = Spread.of(record["load_before"] for record in session.records).middle
+    if load < session.header["cores"] / 4:
+        return []
+    return ["**Others were using the machine: a trial of the benchmark, not a result to quote.**", ""]
 
 
 def _versions(session: Session) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ _GROUPED = {**_WIDTH, "num_key_value_heads": 2, "head_dim": 8}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 _WINDOWED = {**_GROUPED, "sliding_window": 6}
 _CAPPED = {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}
+_LOCAL = {"attention_types": [[["global", "local"], 1]], "window_size": 6, "max_position_embeddings": 256}
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 
 # name -> (model type of transformers, sizes); the name says what is odd about it
@@ -41,6 +44,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-experts": ("qwen3_moe", {**_GROUPED, **_EXPERTS, "num_experts": 4}),
     "granite-scaled": ("granite", {**_GROUPED, "logits_scaling": 3.0}),
     "bloom-alibi": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "gpt-neo-local": ("gpt_neo", {"hidden_size": 32, "num_layers": 2, "num_heads": 4, **_LOCAL}),
     "mpt-alibi": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
     "mamba-recurrent": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
     "rwkv-recurrent": ("rwkv", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}),
@@ -52,6 +56,8 @@ def pytest_configure() -> None:
     """Keep to this machine and to one core a process: no test asks the Hub, and sums are taken in one order."""
     prepare_process()
     pytest.MonkeyPatch().setenv("HF_HUB_OFFLINE", "1")
+    # nothing that is kept between runs is kept between tests
+    pytest.MonkeyPatch().setenv("TUNESMITH_CACHE", str(Path(tempfile.gettempdir()) / f"tunesmith-tests-{os.getpid()}"))
     import torch
 
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,14 @@ from tunesmith.stages import STAGES
 from tunesmith.templates.tokens import TokenSequence
 
 LAYOUTS = ("prefix", "packed", "padded")
-ONLY_PADDED = ("bloom-alibi", "mpt-alibi", "mamba-recurrent", "rwkv-recurrent", "lfm2-convolution")
+ONLY_PADDED = (
+    "bloom-alibi",
+    "gpt-neo-local",
+    "mpt-alibi",
+    "mamba-recurrent",
+    "rwkv-recurrent",
+    "lfm2-convolution",
+)
 MASKABLE = [name for name in ARCHITECTURES if name not in ONLY_PADDED]
 # gradients of the whole model agree so far, relative to their norm, in float32
 ROUNDING = 1e-5
@@ -209,9 +217,11 @@ def test_loss_and_gradient_of_a_step_are_trls(saved_model, examples, tokenizer, 
     assert distance({name: gradient / size for name, gradient in summed.items()}, expected) <= ROUNDING
 
 
-def chosen(path, examples: list[Example], wanted: str) -> tuple[str, list[str]]:
+def chosen(path, examples: list[Example], wanted: str, precision: str = "no") -> tuple[str, list[str]]:
     trained, base = load(path, "full")
-    return choose_layout(PackModel(trained, base), examples, wanted, Accelerator(cpu=True))
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    return choose_layout(PackModel(trained, base), examples, wanted, accelerator)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -237,3 +247,13 @@ def test_packing_without_sharing_is_found_out_too(architecture, saved_model, exa
 def test_one_example_of_plain_data_is_enough_to_find_out(architecture, saved_model, examples):
     """Sequences that mix, and prefixes that are shared, may come with the second batch only."""
     assert chosen(saved_model(architecture), examples[:1], "prefix")[0] == "padded"
+
+
+@pytest.mark.parametrize("architecture", MASKABLE)
+def test_the_rounding_of_bfloat16_is_not_taken_for_a_mistake(architecture, saved_model, examples):
+    assert chosen(saved_model(architecture), examples, "prefix", "bf16") == ("prefix", [])
+
+
+@pytest.mark.parametrize("architecture", ONLY_PADDED)
+def test_a_mistake_is_not_taken_for_the_rounding_of_bfloat16(architecture, saved_model, examples):
+    assert chosen(saved_model(architecture), examples, "prefix", "bf16")[0] == "padded"

@@ -95,6 +95,8 @@ def _sees(depth_N: Tensor, reach_N: Tensor, window: int | None) -> Tensor:
 
 def _by_layer_type(config: Any, mask: Any) -> Tensor | dict[str, Tensor]:
     types = getattr(config, "layer_types", None)
+    if others := sorted(set(types or ()) - {FULL, SLIDING}):
+        raise UnsupportedAttentionError(f"layers of type {', '.join(others)}")
     window = sliding_window(config)
     if window is None or types is None:
         result: Tensor = mask(window)

@@ -122,7 +122,8 @@ class ExampleCache:
         except _CannotKeepError as error:
             return replace(prepared, remade_because=str(error))
         except OSError as error:
-            return replace(prepared, remade_because=f"they cannot be kept in {self._folder}: {error.strerror or error}")
+            reason = f"{cache_folder()} cannot be written: {error.strerror or error}"
+            return replace(prepared, remade_because=reason)
         return _read_entry(entry, prepared.template) or prepared
 
     def _entry(self, template: ChatTemplate) -> Path:
@@ -201,7 +202,7 @@ def _read_entry(entry: Path, template: ChatTemplate) -> Prepared | None:
     """Return what is kept in *entry*; None where there is nothing, or something damaged, which is then removed."""
     try:
         checksums = TypeAdapter(dict[str, int]).validate_json((entry / _CHECKSUMS).read_bytes())
-        files = {name: _read_whole(entry / name, checksum) for name, checksum in checksums.items()}
+        files = {name: _map_whole(entry / name, checksum) for name, checksum in checksums.items()}
         about = TypeAdapter(_About).validate_json(files[_ABOUT].to_pybytes())
         train = Split(_read_table(files["train.arrow"]), about.train)
         held = about.validation
@@ -239,7 +240,7 @@ def _write_entry(entry: Path, prepared: Prepared) -> None:
         if validation is not None:
             _write_table(partial / "validation.arrow", validation.examples)
         (partial / _ABOUT).write_bytes(about)
-        checksums = {file.name: _checksum(file) for file in partial.iterdir()}
+        checksums = {file.name: zlib.crc32(_map(file)) for file in partial.iterdir()}
         (partial / _CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in partial.iterdir():
             with file.open("rb") as handle:
@@ -324,17 +325,16 @@ def _as_texts(values: tuple[tuple[Any, ...], ...]) -> list[str]:
     return texts
 
 
-def _read_whole(path: Path, checksum: int) -> Any:
-    """Return the file as mapped memory (a ``pyarrow.Buffer``); raise ``ValueError`` where it is not what it was."""
+def _map(path: Path) -> Any:
+    """Return the file as mapped memory, a ``pyarrow.Buffer``."""
     import pyarrow
 
-    buffer = pyarrow.memory_map(str(path)).read_buffer()
+    return pyarrow.memory_map(str(path)).read_buffer()
+
+
+def _map_whole(path: Path, checksum: int) -> Any:
+    """Return the file as mapped memory; raise ``ValueError`` where it is not what was written."""
+    buffer = _map(path)
     if zlib.crc32(buffer) != checksum:
         raise ValueError(f"{path} is damaged")
     return buffer
-
-
-def _checksum(path: Path) -> int:
-    import pyarrow
-
-    return zlib.crc32(pyarrow.memory_map(str(path)).read_buffer())

@@ -226,7 +226,7 @@ def demo(result: Demo) -> None:
     length = result.evaluation["scores"]["length_match"]
     line(
         "held-out upper lines answered with a lower line of the same length: "
-        f"base {length['base']:.0%}, tuned {length['tuned']:.0%}"
+        f"base {length['base']:.1%}, tuned {length['tuned']:.1%}"
     )
     line(f"report: {result.report}")
     line(f"talk to it: {_program()} chat {quote(str(result.report.parent))} --prompt '请对出下联。\\n春风吹绿柳'")
