@@ -47,7 +47,8 @@ their documented ones.
 - **Rounds.** The machine is shared, so the contestants take turns, round after round. Ratios are those of the medians;
   behind them stand the lowest and highest ratio within one round.
 - **Rates** count real tokens, without padding, and leave out the first two steps. Those count in *first step*: the
-  seconds from starting the process to the end of the first optimizer step.
+  seconds from starting the process to the end of the first optimizer step. The *quickest step* is the one that the
+  machine's other users disturbed least.
 - **Memory.** *peak* is the process's highest resident memory while it trains; *above start* is what of it came after
   the model was loaded; *live* is the most that tensors held at once above what they held before the step, from torch's
   allocator, in the check step.
@@ -208,6 +209,7 @@ def _headline(timed: Group) -> list[str]:
 
 def _speed(timed: Group, best: dict[str, float]) -> list[str]:
     columns = ["", "samples/s", "real tokens/s", "learnt tokens/s", "Tunesmith is", "at its best", "by processor time"]
+    columns += ["quickest step, samples/s"]
     lines = [_row([*columns, "MFU", "MFU, processor"]), _row(["---"] * (len(columns) + 2))]
     ours = {key: runs for key, runs in timed.items() if key[0] == OURS and good(runs)}
     default = timed.get((OURS, "default"), [])
@@ -225,6 +227,7 @@ def _speed(timed: Group, best: dict[str, float]) -> list[str]:
             cells += [_times(ratio(default, runs, lambda run: run.rate("samples", "cpu_seconds")))]
         used = spread(runs, lambda run: run.utilization(best, "wall"))
         by_processor = spread(runs, lambda run: run.utilization(best, "cpu"))
+        cells.append(_range(spread(runs, Run.quickest), 2))
         cells += [f"{share.middle:.0%}" if share else "" for share in (used, by_processor)]
         lines.append(_row(cells))
     return lines

@@ -67,6 +67,10 @@ class Run:
         """Return so many of *name* a second, by the wall's clock or the processor's (``cpu_seconds``)."""
         return self.total(name) / self.total(clock)
 
+    def quickest(self) -> float:
+        """Return the samples a second of the quickest step: what others did to the machine shows in it least."""
+        return max(float(step["samples"] / step["seconds"]) for step in self.record["result"]["steps"])
+
     def number(self, name: str) -> float | None:
         """Return a number of the whole run."""
         value: float | None = self.record["result"][name]

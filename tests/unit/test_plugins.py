@@ -61,7 +61,7 @@ def test_every_setting_is_described(registry, name):
 @every_plugin
 def test_it_is_final(registry, name):
     """What two plug-ins share stands in an abstract class in a file of its own."""
-    assert registry.get(name).__subclasses__() == []
+    assert [c for c in registry.get(name).__subclasses__() if c.__module__.startswith("tunesmith.")] == []
 
 
 @every_registry

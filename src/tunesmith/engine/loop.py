@@ -212,7 +212,7 @@ class TrainingLoop:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            largest = max(len(pack.tokens) for pack in packs)
+            largest = max((len(pack.tokens) for pack in packs), default=0)
             if self.accelerator.num_processes > 1 or all(len(pack.examples) < 2 for pack in packs):
                 raise UserError(
                     f"memory ran out in a pass of {largest} tokens. Lower engine.tokens_per_pass or data.max_tokens, "

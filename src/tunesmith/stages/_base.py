@@ -37,6 +37,7 @@ class Stage(Spec):
     ) -> list[list[Example]]:
         """Return the examples of each conversation, not yet cut to *limit* tokens (given for stages that split).
 
+        What a conversation becomes depends on nothing but it: the data are made in parts, by several processes.
         Raises :class:`tunesmith.core.errors.DataError` that names every conversation the stage cannot use.
         """
         raise NotImplementedError
