@@ -104,11 +104,20 @@ def test_a_folder_that_holds_something_is_not_written_to(run, tmp_path):
     assert {"notes.txt"} == files(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_the_weights_have_the_type_that_was_asked_for(dtype, run, tmp_path):
-    written = export(str(run), tmp_path / "model", dtype=dtype)
+@pytest.mark.parametrize(("asked", "found"), [("auto", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_the_weights_have_the_type_that_was_asked_for(asked, found, run, tmp_path):
+    """A shorter type is a rounding of what was proved, not another merge."""
+    written = export(str(run), tmp_path / "model", dtype=asked)
 
-    assert json.loads((written / "config.json").read_text("utf-8"))["dtype"] == "float32"
+    assert json.loads((written / "config.json").read_text("utf-8"))["dtype"] == found
+
+
+def test_auto_is_the_type_of_the_base(run, tmp_path):
+    """A model that was exported in bfloat16 stays so when it is exported again."""
+    first = export(str(run), tmp_path / "first", dtype="bfloat16")
+    second = export(str(first), tmp_path / "second")
+
+    assert json.loads((second / "config.json").read_text("utf-8"))["dtype"] == "bfloat16"
 
 
 def test_a_full_run_is_exported_too(make_recipe, tmp_path):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
 from tunesmith.core.files import whole_folder
 from tunesmith.generation.settings import Generation
-from tunesmith.run.evaluate import load_contestant
+from tunesmith.models.load import find_model
+from tunesmith.run.evaluate import Contestant, load_contestant
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tunesmith.run.evaluate import Contestant
 
 # short, of several kinds and languages; what they say does not matter, only that both models say the same
 PROBES = (
@@ -37,8 +35,9 @@ def export(
 ) -> Path:
     """Merge the run or adapter at *path* into its base and write it to *target* with tokenizer and template.
 
-    ``auto`` keeps the base's type.  The written model is loaded back and must continue the probes with the same
-    greedy tokens; otherwise nothing is left behind and :class:`UserError` says where it differs.
+    ``auto`` keeps the type of the base's files.  Merged in float32, the model must continue the probes with the same
+    greedy tokens as the run; the files, loaded back, must hold that model to the bit, rounded to *dtype*.  Otherwise
+    nothing is left behind and :class:`UserError` says where it differs.
     """
     import torch
 
@@ -50,26 +49,41 @@ def export(
     tuned = load_contestant(path, device="cpu")
     expected = _continuations(tuned)
     model: Any = tuned.model
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    wanted = inner.config.dtype if dtype == "auto" else getattr(torch, dtype)
+    wanted = getattr(torch, dtype) if dtype != "auto" else _base_dtype(path)
     if hasattr(model, "merge_and_unload"):
         listener({"kind": "notice", "text": "merging the adapter into the weights"})
         model = model.merge_and_unload(safe_merge=True)
+    listener({"kind": "notice", "text": "checking that it answers as the run does"})
+    _check_equal(expected, _continuations(Contestant(model, tuned.template)), tuned.template.tokenizer)
     model = model.to(wanted)
     model.generation_config.eos_token_id = list(tuned.template.stop_ids) or None
     model.config.use_cache = True
     with whole_folder(target) as partial:
         model.save_pretrained(partial)
         tuned.template.tokenizer.save_pretrained(partial)
-        del model, inner
-        tokenizer, tuned_template = tuned.template.tokenizer, tuned.template
-        del tuned
-        gc.collect()
-        listener({"kind": "notice", "text": "checking that it answers as the run does"})
-        written = load_contestant(str(partial), device="cpu")
-        _check_equal(expected, _continuations(written), tokenizer)
-        assert written.template.stop_ids == tuned_template.stop_ids
+        _check_written(partial, model, tuned)
     return target
+
+
+def _base_dtype(path: str) -> Any:
+    """Return the type that the base's files say they have; float32 where they say nothing."""
+    import torch
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(find_model(path).base).dtype or torch.float32
+
+
+def _check_written(folder: Path, model: Any, tuned: Contestant) -> None:
+    """Load *folder* as any tool would: its weights must be those of *model* to the bit, its prompts the run's."""
+    import torch
+
+    written = load_contestant(str(folder), device="cpu")
+    found, expected = written.model.state_dict(), model.state_dict()
+    wrong = [n for n, w in expected.items() if n not in found or not torch.equal(found[n], w.to(found[n].dtype))]
+    if wrong := wrong or sorted(found.keys() - expected.keys()):
+        raise UserError(f"the files do not hold the merged model: weight {wrong[0]} differs")
+    if _probe_prompts(written) != _probe_prompts(tuned) or written.template.stop_ids != tuned.template.stop_ids:
+        raise UserError("the files render prompts otherwise than the run does, or stop at other tokens")
 
 
 def _probe_prompts(contestant: Contestant) -> list[list[int]]:
@@ -98,6 +112,5 @@ def _check_equal(expected: list[list[int]], found: list[list[int]], tokenizer: A
             )
             raise UserError(
                 f"the merged model differs from the run: after {probe!r} + {at} tokens it writes "
-                f"{tokenizer.decode(after[at : at + 8])!r} instead of {tokenizer.decode(before[at : at + 8])!r}; "
-                "rounding, if the type is short: try --dtype float32"
+                f"{tokenizer.decode(after[at : at + 8])!r} instead of {tokenizer.decode(before[at : at + 8])!r}"
             )
