@@ -15,6 +15,33 @@ from torch import Tensor, nn
 CHUNK_BYTES = 16 * 2**20
 
 
+class _GradientSums:
+    """The gradients of hidden states, head weight and bias, as far as they are needed, gathered chunk by chunk."""
+
+    def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, needed: tuple[bool, ...]) -> None:
+        self.dtype = weight_VD.dtype  # and not the tensors: these sums outlive the forward pass
+        self.by_hidden = torch.empty_like(hidden_MD) if needed[0] else None
+        self.by_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needed[1] else None
+        self.by_bias = torch.zeros_like(weight_VD[:, 0], dtype=torch.float32) if needed[2] else None
+
+    def add(self, at: slice, gradient_CV: Tensor, hidden_MD: Tensor, weight_VD: Tensor) -> None:
+        """Add what follows from the gradient by the logits of the predictions *at*."""
+        if self.by_hidden is not None:
+            self.by_hidden[at] = gradient_CV @ weight_VD
+        if self.by_weight is not None:
+            self.by_weight += gradient_CV.T @ hidden_MD[at].to(gradient_CV.dtype)
+        if self.by_bias is not None:
+            self.by_bias += gradient_CV.sum(0)
+
+    def scaled(self, factor: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the three, times *factor*, in the types of what they belong to."""
+        sums = [self.by_hidden, self.by_weight, self.by_bias]
+        if factor is not None:
+            sums = [None if total is None else total.mul_(factor) for total in sums]
+        hidden, weight, bias = sums
+        return hidden, None if weight is None else weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+
+
 class _ChunkedLogProbabilities(torch.autograd.Function):
     """``log_softmax(f(hidden @ weight.T))[target]``, chunk by chunk; the backward pass computes each chunk again."""
 
@@ -45,11 +72,7 @@ class _ChunkedLogProbabilities(torch.autograd.Function):
         (gradient_M,) = gradients
         hidden_MD, weight_VD, bias_V, target_M, total_M = ctx.saved_tensors
         rows = _rows(weight_VD)
-        hidden_gradient = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
-        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        bias_gradient = (
-            torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and ctx.needs_input_grad[2] else None
-        )
+        sums = _GradientSums(hidden_MD, weight_VD, ctx.needs_input_grad)
         for start in range(0, len(hidden_MD), rows):
             at = slice(start, start + rows)
             capped_CV = _logits(hidden_MD[at], weight_VD, bias_V, ctx.cap, ctx.scale)
@@ -58,14 +81,8 @@ class _ChunkedLogProbabilities(torch.autograd.Function):
             gradient_CV.scatter_add_(1, target_M[at, None], gradient_CV.new_ones(()).expand(len(gradient_CV), 1))
             gradient_CV.mul_(gradient_M[at, None])
             gradient_CV = _through(gradient_CV, capped_CV, ctx.cap, ctx.scale).to(weight_VD.dtype)
-            if hidden_gradient is not None:
-                hidden_gradient[at] = gradient_CV @ weight_VD
-            if weight_gradient is not None:
-                weight_gradient += gradient_CV.T @ hidden_MD[at].to(gradient_CV.dtype)
-            if bias_gradient is not None:
-                bias_gradient += gradient_CV.sum(0)
-        weight_gradient = None if weight_gradient is None else weight_gradient.to(weight_VD.dtype)
-        return hidden_gradient, weight_gradient, bias_gradient, None, None, None
+            sums.add(at, gradient_CV, hidden_MD, weight_VD)
+        return *sums.scaled(None), None, None, None
 
 
 class _WeightedLogLikelihood(torch.autograd.Function):
@@ -77,43 +94,26 @@ class _WeightedLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, given: _Given) -> Tensor:
-        by_hidden, by_weight, by_bias = ctx.needs_input_grad[:3]
+        sums = ctx.sums = _GradientSums(hidden_MD, weight_VD, ctx.needs_input_grad)
         rows = _rows(weight_VD)
         total = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
-        hidden_gradient = torch.empty_like(hidden_MD) if by_hidden else None
-        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if by_weight else None
-        bias_gradient = torch.zeros_like(weight_VD[:, 0], dtype=torch.float32) if by_bias else None
         for start in range(0, len(hidden_MD), rows):
             at = slice(start, start + rows)
             target_C1, coefficient_C1 = given.target[at, None], given.coefficient[at, None]
             capped_CV = _logits(hidden_MD[at], weight_VD, bias_V, given.cap, given.scale)
             log_p_CV = torch.log_softmax(capped_CV, -1)
             total += (log_p_CV.gather(1, target_C1) * coefficient_C1).sum()
-            if not (by_hidden or by_weight or by_bias):
+            if not any(ctx.needs_input_grad):
                 continue
             gradient_CV = log_p_CV.exp_().mul_(-coefficient_C1)
             gradient_CV.scatter_add_(1, target_C1, coefficient_C1)
             gradient_CV = _through(gradient_CV, capped_CV, given.cap, given.scale).to(weight_VD.dtype)
-            if hidden_gradient is not None:
-                hidden_gradient[at] = gradient_CV @ weight_VD
-            if weight_gradient is not None:
-                weight_gradient += gradient_CV.T @ hidden_MD[at].to(gradient_CV.dtype)
-            if bias_gradient is not None:
-                bias_gradient += gradient_CV.sum(0)
-        ctx.gradients = hidden_gradient, weight_gradient, bias_gradient
-        ctx.dtype = weight_VD.dtype
+            sums.add(at, gradient_CV, hidden_MD, weight_VD)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale = gradients[0]
-        by_hidden, by_weight, by_bias = ctx.gradients
-        return (
-            None if by_hidden is None else by_hidden.mul_(scale),
-            None if by_weight is None else by_weight.mul_(scale).to(ctx.dtype),
-            None if by_bias is None else by_bias.mul_(scale).to(ctx.dtype),
-            None,
-        )
+        return *ctx.sums.scaled(gradients[0]), None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -26,5 +28,12 @@ class ExampleOrder:
     def batch(self, step: int) -> list[int]:
         """Return the indices of the examples of step *step*, counted from 0."""
         epoch, at = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-        return [int(i) for i in order[at * self.batch_size : (at + 1) * self.batch_size]]
+        return [
+            int(i) for i in _shuffled(self.count, self.seed, epoch)[at * self.batch_size : (at + 1) * self.batch_size]
+        ]
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    # kept for the epoch: every step of it asks for a piece of the same order
+    return np.random.default_rng([seed, epoch]).permutation(count)
