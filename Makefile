@@ -13,6 +13,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest tests/unit tests/tiny -n 2 --dist loadfile
 
+.PHONY: test-gpu
+test-gpu: $(READY)
+	$(BIN)/pytest tests/gpu -m gpu
+
 check: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -54,6 +54,8 @@ def _drop_cuda_code(packages: Path) -> None:
         library.unlink()
 
 
+# as a user installs it: the interpreter that runs this has the tests' libraries too, and peft imports what it finds
+TUNESMITH = Environment("tunesmith", (("-c", "constraints.txt", "--editable", "."),))
 HUGGINGFACE = Environment("huggingface", (("-c", "constraints.txt", "trl", "transformers", "peft", "datasets"),))
 LLAMAFACTORY = Environment(
     "llamafactory",
@@ -96,7 +98,7 @@ class Peer:
     package: str
     runner: str
     environment: Environment | None
-    """None: the interpreter that runs the benchmark, in which Tunesmith is installed."""
+    """None: the interpreter that runs the benchmark."""
     settings: dict[str, Setting]
     workloads: tuple[str, ...] = ("couplets", "style", "chats", "long", "dpo")
 
@@ -106,9 +108,12 @@ PEERS: dict[str, Peer] = {
     OURS: Peer(
         "tunesmith",
         "run_tunesmith.py",
-        None,
+        TUNESMITH,
         {
             "default": Setting("the plan decides everything"),
+            "compiled": Setting(
+                "engine.compile: true, which the plan chooses for long runs", {"engine": {"compile": True}}
+            ),
             "float32": Setting("engine.precision: float32", {"engine": {"precision": "float32"}}),
         },
     ),

@@ -62,7 +62,7 @@ def main() -> None:
         raise SystemExit("this machine has no CUDA device; make bench measures on the CPU")
     # one environment for both: there is no network to build others from
     PEERS["transformers"] = dataclasses.replace(PEERS["transformers"], environment=None, settings=TRAINER)
-    PEERS[OURS] = dataclasses.replace(PEERS[OURS], settings=TUNESMITH)
+    PEERS[OURS] = dataclasses.replace(PEERS[OURS], environment=None, settings=TUNESMITH)
     cases = [
         Case(workload, reference.BATCH * chosen.steps, vocabulary=QWEN_VOCABULARY, shape=shape)
         for shape in chosen.shapes

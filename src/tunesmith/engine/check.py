@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tunesmith.engine.attention import UnsupportedAttentionError, by_layer_type
 from tunesmith.engine.checkpoint import training_weights
 from tunesmith.engine.example import Example
 from tunesmith.engine.lora import fuse_lora, unfuse_lora
@@ -23,7 +24,12 @@ _ROUNDING = {"no": (1e-3, 1e-3), "bf16": (5e-3, 0.25), "fp16": (2e-3, 0.05)}
 # between the two, a layout may be off so many times as much as sequences alone (measured: 2 at most, 8 at least for
 # layers that mix sequences)
 _TIMES = 4
+# how far two backends' gradients of the embedded tokens are apart at most, relative to their norm: rounding grows with
+# the layers it goes through, a wrong kernel is off by the gradient itself
+_GRADIENT_ROUNDING = {"no": 1e-3, "bf16": 0.3, "fp16": 0.1}
 _EXAMPLES, _TOKENS = 4, 512
+# whatever a foreign architecture raises at a mask it does not know, and a compiler at a kernel that does not fit
+_REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, NotImplementedError)
 _LOOKED_AT = 1000  # examples that those few are chosen from
 
 
@@ -36,7 +42,8 @@ def choose_layout(
     """
     few = _choose_examples(examples)
     notices: list[str] = []
-    fuse_lora(model.model)  # takes effect where gradients are wanted, so the reference below is peft's own
+    # takes effect where gradients are wanted, so the reference below is peft's own
+    fuse_lora(model.model, in_place=not model.keeps_products)
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         expected = _reference(model, few, accelerator.device)
@@ -46,14 +53,13 @@ def choose_layout(
                 f"the model does more with its logits than its head says (off by {far:.1e}): logits computed whole"
             )
         layout = wanted
+        if layout != "padded":
+            notices += _drop_misfits(model, few, layout, accelerator, expected)
         far = _misfit(model, few, layout, accelerator, expected)
-        if far and layout != "padded" and model.segments:
-            model.use_dense_attention()
-            notices.append(f"segment-wise attention does not fit this model ({_off(far)}): masked attention instead")
-            far = _misfit(model, few, layout, accelerator, expected)
         if far and layout != "padded":
             notices.append(
-                f"layout {layout} does not fit this model, whose layers cannot be masked ({_off(far)}): padded instead"
+                f"layout {layout} does not fit {model.base.config.model_type}, whose layers cannot be masked "
+                f"({_unmaskable(model) or _off(far)}): padded instead"
             )
             layout = "padded"
             far = _misfit(model, few, layout, accelerator, expected)
@@ -63,6 +69,60 @@ def choose_layout(
             )
     model.train()
     return layout, notices
+
+
+def _drop_misfits(
+    model: PackModel, examples: Sequence[Example], layout: Layout, accelerator: Any, expected: dict[int, list[Tensor]]
+) -> list[str]:
+    """Use no attention backend that is off in *layout*, or in gradients, where the dense one is not; return notices."""
+    notices: list[str] = []
+    tried: set[str] = set()
+    # a prefix pack that shares nothing may take another backend than the one that does
+    for kind in dict.fromkeys((layout, "packed")):
+        (pack,) = build_packs(examples, kind, budget=2**31)
+        tensors = pack.to(accelerator.device)
+        while (name := model.attention.choose(tensors.depth, tensors.reach).name) not in tried | {"dense"}:
+            tried.add(name)
+            far, what = _misfit(model, examples, kind, accelerator, expected), "log-probabilities"
+            if not far:
+                far, what = _gradient_misfit(model, tensors, accelerator), "gradients"
+            if far:
+                with model.attention.only_reference():
+                    if _misfit(model, examples, kind, accelerator, expected):
+                        return notices  # no mask serves this model: not the backend's fault
+                reason = "it refuses the mask" if far == float("inf") else f"{what} off by {far:.1e}"
+                model.attention.drop(name, reason)
+                notices.append(f"attention by {name} does not fit this model ({reason}): another instead")
+    return notices
+
+
+def _gradient_misfit(model: PackModel, pack: Any, accelerator: Any) -> float:
+    """Return how far the gradient of the embedded tokens is from the dense reference's, if more than rounding."""
+    try:
+        found = _input_gradient(model, pack, accelerator)
+    except _REFUSALS:
+        return float("inf")
+    with model.attention.only_reference():
+        expected = _input_gradient(model, pack, accelerator)
+    # filled up to other lengths
+    far = float((found[: len(pack.tokens)] - expected[: len(pack.tokens)]).norm() / expected.norm())
+    return 0.0 if far <= _GRADIENT_ROUNDING[accelerator.mixed_precision] else far
+
+
+def _input_gradient(model: PackModel, pack: Any, accelerator: Any) -> Tensor:
+    """Return ``[N, D]``: the gradient of the sum of a pack's log-probabilities; leaves none at the weights."""
+    kept = []
+
+    def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
+        kept.append(output.requires_grad_())
+
+    hook = model.base.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad(), accelerator.autocast():
+            (gradient,) = torch.autograd.grad(model(**pack_arguments(pack)).sum(), kept[:1])
+    finally:
+        hook.remove()
+    return gradient.flatten(0, 1).float()
 
 
 def _choose_examples(examples: Sequence[Example]) -> list[Example]:
@@ -85,6 +145,15 @@ def _sort_some(examples: Sequence[Example]) -> list[Example]:
     return sorted(examples[:: len(examples) // _LOOKED_AT + 1], key=lambda e: e.tokens)
 
 
+def _unmaskable(model: PackModel) -> str | None:
+    """Return which of the model's layers are no attention to earlier tokens, by their type."""
+    try:
+        by_layer_type(model.base.config.get_text_config(), lambda span: span)
+    except UnsupportedAttentionError as error:
+        return str(error)
+    return None
+
+
 def _off(far: float) -> str:
     return "it refuses the mask" if far == float("inf") else f"log-probabilities off by {far:.1e}"
 
@@ -92,11 +161,12 @@ def _off(far: float) -> str:
 def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> dict[int, list[Tensor]]:
     """Return each example's log-probabilities, one sequence at a time through the plain model."""
     out: dict[int, list[Tensor]] = {}
+    plain = model.model if model.virtual else model.base  # peft itself puts virtual tokens in front
     for example in examples:
         out[id(example)] = []
         for sequence in example.sequences:
             tokens = torch.tensor(sequence.tokens, dtype=torch.long, device=device)
-            logits = model.base(input_ids=tokens[None], use_cache=False).logits[0].float().log_softmax(-1)
+            logits = plain(input_ids=tokens[None], use_cache=False).logits[0, -len(tokens) :].float().log_softmax(-1)
             at = torch.tensor(sequence.weight, device=device).nonzero().squeeze(1)
             out[id(example)].append(logits[at - 1].gather(1, tokens[at, None]).squeeze(1))
     return out
@@ -123,8 +193,8 @@ def _distance(
     tensors = pack.to(device)
     try:
         found = model(**pack_arguments(tensors))
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, NotImplementedError):
-        return float("inf")  # whatever a foreign architecture raises at a mask it does not know
+    except _REFUSALS:
+        return float("inf")
     # predictions come in forest order: bring them back to the order of the pack's examples and their positions
     order = torch.argsort(_position(tensors), stable=True)
     wanted = torch.cat([part for example in pack.examples for part in expected[id(example)]])
@@ -137,6 +207,32 @@ def _position(pack: Any) -> Tensor:
     return place
 
 
+def _drop_wrong_decoder(model: PackModel, examples: Sequence[Example], layout: Layout, accelerator: Any) -> list[str]:
+    """Leave the layers to transformers where our own forward pass gives other gradients; return a notice then."""
+    decoder = model.decoder
+    if decoder is None or layout == "padded":
+        return []
+    (pack,) = build_packs(examples, layout, budget=2**31)
+    tensors = pack.to(accelerator.device)
+    found = _all_gradients(model, tensors, accelerator)
+    model.decoder = None
+    expected = _all_gradients(model, tensors, accelerator)
+    far = float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    if far <= _GRADIENT_ROUNDING[accelerator.mixed_precision]:
+        model.decoder = decoder
+        return []
+    return [f"our own forward pass disagrees with transformers' (gradients off by {far:.1e}): not used"]
+
+
+def _all_gradients(model: PackModel, pack: Any, accelerator: Any) -> Tensor:
+    """Return the gradient of the sum of a pack's log-probabilities by all that trains, in one row; leaves none."""
+    weights = list(training_weights(model.model).values())
+    with accelerator.autocast():
+        total = model(**pack_arguments(pack)).sum()
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    return torch.cat([g.float().flatten() for g in gradients if g is not None])
+
+
 def check_gradients(
     model: PackModel, objective: Any, examples: Sequence[Example], layout: Layout, accelerator: Any
 ) -> list[str]:
@@ -147,8 +243,8 @@ def check_gradients(
     """
     few = _sort_some(examples)[:_EXAMPLES]
     _, most = _ROUNDING[accelerator.mixed_precision]
-    notices: list[str] = []
     model.eval()
+    notices = _drop_wrong_decoder(model, few, layout, accelerator)
     for pack in build_packs(few, layout, budget=2**31):
         tensors = pack.to(accelerator.device)
         with accelerator.autocast():

@@ -1,7 +1,8 @@
 """Everything a run needs to go on as if it had never stopped, in folders that are whole or not there. No pickle.
 
-``checkpoints/step-00000120/`` holds ``weights.safetensors`` (what trains), ``optimizer.*``, ``random-<rank>.*`` and
-``state.json``.
+``checkpoints/step-00000120/`` holds ``weights.safetensors`` (what trains), ``optimizer.*``, ``random-<rank>.*``,
+``state.json``, ``method.*`` of methods that keep something, and ``average.*`` where weights are averaged: the weights
+themselves, of which ``weights.safetensors`` then holds the average.
 """
 
 from __future__ import annotations
@@ -47,15 +48,29 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: Any, others: list[Any]
+    folder: Path,
+    progress: Progress,
+    weights: dict[str, Tensor],
+    optimizer: Any,
+    others: list[Any],
+    method: Any,
+    average: Any = None,
 ) -> Path:
-    """Write a checkpoint of the step in *progress*; *others* are the random states of all processes, by rank."""
+    """Write a checkpoint of the step in *progress*.
+
+    *others* are the random states of all processes, by rank; *method* is what the method keeps, if it keeps anything;
+    *average* is what a moving average keeps beside *weights*, if there is one.
+    """
     path = folder / f"step-{progress.step:08d}"
     with whole_folder(path) as partial:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in weights.items()}, partial / "weights.safetensors"
         )
         save_tree(partial / "optimizer", optimizer)
+        if method:
+            save_tree(partial / "method", method)
+        if average:
+            save_tree(partial / "average", average)
         for rank, state in enumerate(others):
             save_tree(partial / f"random-{rank}", state)
         write_json(partial / "state.json", asdict(progress))
@@ -74,9 +89,19 @@ def load_progress(path: Path) -> Progress:
     return Progress(**json.loads((path / "state.json").read_text("utf-8")))
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the trained weights of a checkpoint, by name."""
+    return load_file(path / "weights.safetensors")
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
     """Copy the trained weights of a checkpoint into *model*; raise :class:`UserError` where they do not fit."""
-    saved, own = load_file(path / "weights.safetensors"), training_weights(model)
+    put_weights(read_weights(path), model, path)
+
+
+def put_weights(saved: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Copy *saved* weights, which come from *path*, into *model*; raise :class:`UserError` where they do not fit."""
+    own = training_weights(model)
     wrong = sorted(set(saved) ^ set(own)) or [n for n in own if own[n].shape != saved[n].shape]
     if wrong:
         raise UserError(f"{path} does not fit this run's model: weight {wrong[0]} differs ({len(wrong)} such weights)")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.files import write_json
+from tunesmith.engine.activations import ActivationOffload
+from tunesmith.engine.averaging import MovingAverage
 from tunesmith.engine.checkpoint import (
     Progress,
     load_progress,
@@ -20,16 +22,18 @@ from tunesmith.engine.checkpoint import (
     load_weights,
     prune_checkpoints,
     random_state,
+    read_weights,
     save_checkpoint,
     set_random_state,
     training_weights,
 )
-from tunesmith.engine.model import PackModel, pack_arguments
+from tunesmith.engine.objective import Objective, pass_loss
 from tunesmith.engine.order import ExampleOrder
 from tunesmith.engine.pack import Layout, Pack, build_packs, split_examples
+from tunesmith.engine.stepping import WeightSteps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -37,19 +41,8 @@ if TYPE_CHECKING:
 
     from tunesmith.core.events import Listener
     from tunesmith.engine.example import Example
-
-
-class Objective(Protocol):
-    """What the loop needs of a stage."""
-
-    def size(self, examples: Sequence[Example]) -> float:
-        """Return what the summed loss over *examples* is divided by."""
-
-    def coefficient(self, pack: Pack) -> Tensor | None:
-        """Return the factors ``[m]`` of a loss that is linear in the log-probabilities, else None."""
-
-    def loss(self, log_probabilities: Tensor, pack: Pack) -> Any:
-        """Return ``total`` (a scalar tensor, summed) and ``parts`` (sums worth logging)."""
+    from tunesmith.engine.model import PackModel
+    from tunesmith.engine.step_hooks import StepHooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +60,11 @@ class LoopSettings:
     minimum_gain: float
     checkpoint_every: int
     keep_checkpoints: int
-
-
-@dataclass(frozen=True)
-class LinearLoss:
-    """The summed loss of a pass whose stage gave coefficients."""
-
-    total: Tensor
-    parts: ClassVar[dict[str, float]] = {}
+    method: StepHooks
+    optimizer_in_backward: bool = False
+    activation_offload: bool = False
+    ema_decay: float = 0.0
+    """Share that a moving average of the weights keeps in a step; 0 averages nothing."""
 
 
 class NonFiniteError(UserError):
@@ -97,10 +87,17 @@ class TrainingLoop:
         """*schedule* is a torch learning-rate scheduler over *optimizer*; *folder* is the run's."""
         self.inner, self.objective, self.schedule, self.accelerator = model, objective, schedule, accelerator
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.method = settings, folder, settings.method
         self.progress = Progress()
         self.tokens_per_pass = settings.tokens_per_pass
         self.stop_reason: str | None = None
+        weights, apart = training_weights(model.model), settings.optimizer_in_backward
+        self.weight_steps: WeightSteps | None = None
+        if apart or any(weight.dtype == torch.bfloat16 for weight in weights.values()):
+            self.weight_steps = WeightSteps(optimizer, weights, settings.seed, in_backward=apart)
+        self.offload = ActivationOffload(model) if settings.activation_offload else nullcontext()
+        self.average = MovingAverage(weights, settings.ema_decay) if settings.ema_decay else None
+        self._told_of_passes = False
 
     @property
     def checkpoints(self) -> Path:
@@ -114,8 +111,13 @@ class TrainingLoop:
     def resume(self, path: Path) -> None:
         """Go back to the state in the checkpoint at *path*."""
         self.progress = load_progress(path)
-        load_weights(path, self.inner.model)
-        self.optimizer.load_state_dict(load_tree(path / "optimizer"))
+        with self.evaluating():  # what was saved is what is judged
+            load_weights(path, self.inner.model)
+            (self.weight_steps or self.optimizer).load_state_dict(load_tree(path / "optimizer"))
+        if (path / "method.json").exists():
+            self.method.restore(self.inner.model, load_tree(path / "method"))
+        if self.average is not None:
+            self.average.restore(load_tree(path / "average"), read_weights(path))
         self.schedule.load_state_dict(self.progress.schedule)
         own = path / f"random-{self.accelerator.process_index}"
         if own.with_suffix(".json").exists():  # a run may go on with more processes than it began with
@@ -149,10 +151,20 @@ class TrainingLoop:
             return self.stop_reason or "stopped"
         return "finished"
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the weights to judge and to save in here: where they are averaged, others train."""
+        self.optimizer.eval()  # accelerate's; does nothing for most
+        try:
+            with nullcontext() if self.average is None else self.average.in_place():
+                yield
+        finally:
+            self.optimizer.train()
+
     def evaluate(self, packs: Sequence[Pack], examples: Sequence[Example]) -> float:
-        """Return the loss over *examples*, of which *packs* are this process's share."""
+        """Return the loss over *examples*, without penalties, of which *packs* are this process's share."""
         self.model.eval()
-        with torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             totals = [
                 self._forward(pack.to(self.accelerator.device)).total * counts
                 for pack, counts in self._passes(packs, examples)
@@ -177,11 +189,19 @@ class TrainingLoop:
         began = time.monotonic()
         size = self.objective.size(chosen)
         totals, parts, packs = self._make_gradients(chosen, packs, emit)
-        norm = self._clip()
+        in_backward, step = self.settings.optimizer_in_backward, self.progress.step
+        norm = self.weight_steps.finish(step) if self.weight_steps and in_backward else self._clip()
         value = float(self._sum(_added(totals))) / size
         if not math.isfinite(value) or not (math.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
             self._keep_batch(chosen, value, norm)
-        self.optimizer.step()
+        self.method.before_step(self.inner.model)
+        if self.weight_steps is None:
+            self.optimizer.step()
+        elif not in_backward:
+            self.weight_steps.step(step)
+        self.method.after_step(self.inner.model, step + 1)
+        if self.average is not None:
+            self.average.update(step + 1)
         rate = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -195,7 +215,7 @@ class TrainingLoop:
             "tokens_fed": int(self._sum(torch.tensor(sum(len(p.tokens) for p in packs), dtype=torch.float64))),
             "trained_tokens": sum(s.trained for e in chosen for s in e.sequences),
             "seconds": seconds,
-            **{name: float(self._sum(torch.tensor(v, dtype=torch.float64))) / size for name, v in parts.items()},
+            **{name: float(self._sum(torch.tensor(float(v)))) / size for name, v in parts.items()},
         }
 
     def _make_gradients(
@@ -206,12 +226,29 @@ class TrainingLoop:
         Where memory runs out the same examples run again in smaller passes, from the same random state: layout is not
         semantics.  Several processes cannot agree on that in the middle of a pass, so there the error stands.
         """
+        if self.settings.optimizer_in_backward and len(packs) > 1 and not self._told_of_passes:
+            self._told_of_passes = True
+            text = (
+                "optimizer_in_backward: a step takes several passes, so its gradients are kept until the last of them"
+            )
+            emit({"kind": "notice", "text": f"{text}; raise engine.tokens_per_pass to save their memory"})
         before = random_state()
         try:
             return *self._run_passes(chosen, packs), packs
         except RuntimeError as error:
+            if "selective activation checkpoint has been mutated" in str(error):
+                raise UserError(
+                    "engine.gradient_checkpointing: selective does not fit this model, whose code changes results of "
+                    "matrix products in place; use true"
+                ) from error
             if not is_out_of_memory(error):
                 raise
+            if self.weight_steps and self.weight_steps.started:
+                raise UserError(
+                    "memory ran out when some weights of this step had been stepped already, so it cannot run again. "
+                    "Lower engine.tokens_per_pass, or set engine.optimizer_in_backward: false. "
+                    "The last checkpoint is whole"
+                ) from error
             largest = max((len(pack.tokens) for pack in packs), default=0)
             if self.accelerator.num_processes > 1 or all(len(pack.examples) < 2 for pack in packs):
                 raise UserError(
@@ -234,21 +271,25 @@ class TrainingLoop:
         passes = self._passes(packs, chosen)
         for index, (pack, counts) in enumerate(passes):
             last = index == len(passes) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._forward(pack.to(self.accelerator.device))
+            with nullcontext() if last else self.accelerator.no_sync(self.model), self._stepping(last=last):
+                with self.offload:
+                    loss = self._forward(pack.to(self.accelerator.device))
                 # distribution averages gradients over processes; the loss is a mean over the whole step
                 self.accelerator.backward(loss.total * (counts * world / size))
-            totals.append(loss.total.detach() * counts)
+            totals.append((loss.total if loss.reported is None else loss.reported).detach() * counts)
             for name, value in loss.parts.items():
                 parts[name] = parts.get(name, 0.0) + value * counts
         return totals, parts
 
+    def _stepping(self, *, last: bool) -> AbstractContextManager[None]:
+        """Return what the backward pass runs in: where the optimizer steps in it, weights are complete in the last."""
+        if self.weight_steps and self.settings.optimizer_in_backward and last:
+            return self.weight_steps.last_pass(self.progress.step)
+        return nullcontext()
+
     def _forward(self, pack: Pack) -> Any:
-        coefficient = self.objective.coefficient(pack)
         with self.accelerator.autocast():
-            if coefficient is not None:
-                return LinearLoss(self.model(**pack_arguments(pack), coefficient=coefficient))
-            return self.objective.loss(self.model(**pack_arguments(pack)), pack)
+            return pass_loss(self.model, self.objective, pack)
 
     def _passes(self, packs: Sequence[Pack], examples: Sequence[Example]) -> list[tuple[Pack, float]]:
         """Return *packs*, this process's share of *examples*, each with what it counts: 1, or 0 if it was added.
@@ -304,9 +345,11 @@ class TrainingLoop:
         states = self._gather(random_state())
         if self.accelerator.is_main_process:
             self.progress.schedule = self.schedule.state_dict()
-            path = save_checkpoint(
-                self.checkpoints, self.progress, training_weights(self.inner.model), self.optimizer.state_dict(), states
-            )
+            with self.evaluating():
+                weights, state = training_weights(self.inner.model), self.optimizer.state_dict()
+                own = self.method.state(self.inner.model)
+                average = self.average and self.average.state()
+                path = save_checkpoint(self.checkpoints, self.progress, weights, state, states, own, average)
             prune_checkpoints(self.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)
             emit({"kind": "checkpoint", "step": self.progress.step, "path": str(path)})
         self.accelerator.wait_for_everyone()
@@ -340,25 +383,3 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def _added(totals: list[Tensor]) -> Tensor:
     """Return the sum in float64 on the CPU, waiting for the device once."""
     return torch.stack(totals).cpu().double().sum() if totals else torch.zeros((), dtype=torch.float64)
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: float, arguments: dict[str, Any]
-) -> Any:
-    """Return transformers' scheduler *name* over *steps* steps; *warmup* below 1 is a share of them."""
-    from transformers import get_scheduler
-
-    # rounded down, so that a run of a few steps does not spend them at a rate near 0 (the first rate of a rise is 0)
-    rising = math.floor(warmup * steps + 1e-9) if warmup < 1 else int(warmup)
-    options = dict(arguments)
-    if name == "warmup_stable_decay":
-        options.setdefault("num_decay_steps", max(1, steps // 10))
-    if name == "cosine_with_min_lr" and not options:
-        options["min_lr_rate"] = 0.1
-    try:
-        scheduler: Any = get_scheduler(
-            name if name != "constant" or not rising else "constant_with_warmup", optimizer, rising, steps, options
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"schedule.decay_arguments: {name} does not take them: {error}") from None
-    return scheduler

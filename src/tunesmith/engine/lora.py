@@ -10,7 +10,7 @@ Legend: T tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,14 +21,22 @@ class _LoRALinear(torch.autograd.Function):
     """``x W' + (x A') B' * scale`` for frozen W; A and B may be of a longer type than x."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TI: Tensor, w_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    def forward(  # noqa: PLR0913 - autograd takes no keywords
+        ctx: Any,
+        x_TI: Tensor,
+        w_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+        in_place: bool,
     ) -> Tensor:
         xa_TR = x_TI @ a_RI.to(x_TI.dtype).T
         out_TO = nn.functional.linear(x_TI, w_OI, bias_O)
         ctx.save_for_backward(x_TI, w_OI, a_RI, b_OR, xa_TR)
         ctx.scale = scale
-        return out_TO.addmm_(xa_TR, b_OR.to(x_TI.dtype).T, alpha=scale)
+        add = out_TO.addmm_ if in_place else out_TO.addmm
+        return add(xa_TR, b_OR.to(x_TI.dtype).T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -40,7 +48,7 @@ class _LoRALinear(torch.autograd.Function):
             x_gradient = (g_TO @ w_OI).addmm_(gb_TR, a_RI.to(g_TO.dtype), alpha=ctx.scale)
         a_gradient = (gb_TR.T @ x_TI).to(a_RI.dtype).mul_(ctx.scale)
         b_gradient = (g_TO.T @ xa_TR).to(b_OR.dtype).mul_(ctx.scale)
-        return x_gradient, None, None, a_gradient, b_gradient, None
+        return x_gradient, None, None, a_gradient, b_gradient, None, None
 
 
 class _LoRALinearDropout(torch.autograd.Function):
@@ -52,7 +60,8 @@ class _LoRALinearDropout(torch.autograd.Function):
         xa_TR = (x_TI * keep_TI) @ a_RI.to(x_TI.dtype).T
         ctx.save_for_backward(x_TI, keep_TI, a_RI, b_OR, xa_TR)
         ctx.scale = scale / (1 - share)
-        return (xa_TR @ b_OR.to(x_TI.dtype).T).mul_(ctx.scale)
+        out_TO: Tensor = (xa_TR * ctx.scale) @ b_OR.to(x_TI.dtype).T
+        return out_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,13 +76,15 @@ class _LoRALinearDropout(torch.autograd.Function):
         return x_gradient, a_gradient, b_gradient, None, None
 
 
-def fuse_lora(model: nn.Module) -> int:
-    """Let every plain LoRA layer of *model* compute in one step; return how many there are."""
-    from peft.tuners.lora.layer import Linear
+def fuse_lora(model: nn.Module, *, in_place: bool = True) -> int:
+    """Let every plain LoRA layer of *model* compute in one step; return how many there are.
 
-    layers = [m for m in model.modules() if type(m) is Linear and _is_plain(m)]
+    Not *in_place*, it leaves the frozen product as it was and adds into a copy: selective checkpointing keeps products.
+    """
+    layers = [m for m in model.modules() if is_plain_lora(m)]
     for layer in layers:
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+        # a method, not a partial: the compiler would take every partial for another function, and compile each block
+        layer.forward = MethodType(_forward if in_place else _forward_keeping, layer)
     return len(layers)
 
 
@@ -81,11 +92,16 @@ def unfuse_lora(model: nn.Module) -> None:
     """Give every LoRA layer peft's own forward back."""
     for module in model.modules():
         own = vars(module).get("forward")
-        if isinstance(own, partial) and own.func is _forward:
+        if isinstance(own, MethodType) and own.__func__ in (_forward, _forward_keeping):
             del module.forward
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain_lora(layer: Any) -> bool:
+    """Return whether *layer* is peft's LoRA over a frozen linear layer, without any variant of it."""
+    from peft.tuners.lora.layer import Linear
+
+    if type(layer) is not Linear:
+        return False
     base = layer.get_base_layer()
     return (
         type(base) is nn.Linear
@@ -98,6 +114,14 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _run(layer, True, x, *args, **kwargs)
+
+
+def _forward_keeping(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _run(layer, False, x, *args, **kwargs)
+
+
+def _run(layer: Any, in_place: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(active) != 1 or args or kwargs or not torch.is_grad_enabled():
         result: Tensor = type(layer).forward(layer, x, *args, **kwargs)
@@ -114,6 +138,6 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             out_TO = nn.functional.linear(x_TI, weight, bias)
             out_TO = out_TO + _LoRALinearDropout.apply(x_TI, a, b, scale, share)  # type: ignore[no-untyped-call]
         else:
-            out_TO = _LoRALinear.apply(x_TI, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+            out_TO = _LoRALinear.apply(x_TI, weight, bias, a, b, scale, in_place)  # type: ignore[no-untyped-call]
     whole: Tensor = out_TO.view(*x.shape[:-1], -1)
     return whole

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.core.errors import UserError
-from tunesmith.engine.attention import dense_masks, forest_masks, row_mask, use_forest_attention
-from tunesmith.engine.losses import log_probabilities, weighted_log_likelihood
+from tunesmith.engine.attention import PackAttention, row_mask
+from tunesmith.engine.dense_decoder import DenseDecoder, fits
+from tunesmith.engine.losses import LogLikelihood, log_probabilities, weighted_log_likelihood
+from tunesmith.engine.penalties import NO_PENALTIES, Penalties
+from tunesmith.engine.virtual_tokens import find_virtual_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from tunesmith.engine.pack import Pack
-
-
-# packs are filled up to a multiple of this: every new shape of a matrix product makes the CPU's library build and keep
-# a kernel (seen: 2.4 GB after 200 steps), and compilers compile again
-LENGTH_STEP = 64
+    from tunesmith.engine.regularization import Disturbance
+    from tunesmith.engine.virtual_tokens import VirtualTokens
 
 
 class PackModel(nn.Module):
@@ -31,8 +33,11 @@ class PackModel(nn.Module):
     It is the module that accelerate wraps, so that every layer of distribution sees one ``forward``.
     """
 
-    def __init__(self, model: nn.Module, base: PreTrainedModel) -> None:
-        """Take *base*, the transformers model inside *model*; its layers hold the adapters."""
+    def __init__(self, model: nn.Module, base: PreTrainedModel, attention: Sequence[str] | None = None) -> None:
+        """Take *base*, the transformers model inside *model*; its layers hold the adapters.
+
+        *attention* names the backends that may compute attention besides the dense one; None allows all.
+        """
         super().__init__()
         self.model = model
         self._base = (base,)  # in a tuple, so that torch does not register its parameters a second time
@@ -41,23 +46,28 @@ class PackModel(nn.Module):
         self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
             getattr(config, "logits_scaling", None) or 1.0
         )
-        own_attention = base.config._attn_implementation
-        # what sdpa cannot do (capped scores, sinks) segments cannot either: such models come with their own "eager" one
-        self.segments = base.device.type == "cpu" and own_attention == "sdpa" and use_forest_attention(base)
-        self._own_attention = own_attention
+        self.virtual = find_virtual_tokens(model)
+        # only a mask over all pairs can be given more keys than queries, as those in a cache are
+        self.attention = PackAttention(base, () if self.virtual and self.virtual.in_cache else attention)
+        self.decoder = DenseDecoder(base) if self.virtual is None and self.attention.fast and fits(base) else None
+        """Our own forward pass, where there is one for this family and nothing spoke against it."""
+        self.disturbance: Disturbance | None = None
+        self.keeps_products = False
+        """Whether selective checkpointing keeps the results of products, so that nothing may change them in place."""
         self.separate_head = base.base_model is not base and base.get_output_embeddings() is not None
+
+    def disturb(self, disturbance: Disturbance) -> None:
+        """Let *disturbance*, which hooks into :attr:`base`, act on every pass in training."""
+        self.disturbance = disturbance
+        if disturbance.layer_dropout:
+            self.decoder = None  # it calls no block, so that no hook of theirs would run
 
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model inside."""
         return self._base[0]
 
-    def use_dense_attention(self) -> None:
-        """Go back to the model's own attention with a mask over all pairs: slower, and every layer understands it."""
-        self.segments = False
-        self.base.set_attn_implementation(self._own_attention)
-
-    def forward(
+    def forward(  # noqa: PLR0913 - a pack's tensors, and how to sum
         self,
         tokens: Tensor,
         depth: Tensor,
@@ -66,37 +76,75 @@ class PackModel(nn.Module):
         target: Tensor,
         width: int,
         coefficient: Tensor | None = None,
-    ) -> Tensor:
+        penalties: Penalties | None = None,
+    ) -> Tensor | LogLikelihood:
         """Return ``[M]`` float32: the log-probability of each *target* at its *source*.
 
-        With *coefficient* ``[M]``, return the scalar sum of their products instead, which costs less.
+        With *coefficient* ``[M]``, return the scalar sum of their products instead, which costs less; with *penalties*
+        too, return that sum with them, and its terms.
         """
-        if not self.separate_head:
-            logits_NV = self._run(self.base, tokens, depth, reach, width).logits.flatten(0, 1)
-            chosen_MV = logits_NV[source].float().log_softmax(-1)
-            chosen_M: Tensor = chosen_MV.gather(1, target[:, None]).squeeze(1)
-            return chosen_M if coefficient is None else (coefficient * chosen_M).sum()
-        hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
-        head = cast("nn.Module", self.base.get_output_embeddings())
+        if self.disturbance is not None and self.training:
+            self.disturbance.begin_pass(depth, reach)
+        if self.separate_head:
+            hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
+            head, cap, scale = cast("nn.Module", self.base.get_output_embeddings()), self.cap, self.scale
+        else:  # what the model does to its logits is its own business: they are taken as they come
+            hidden_ND = self._run(self.base, tokens, depth, reach, width)[0].flatten(0, 1)
+            head, cap, scale = nn.Identity(), 0.0, 1.0
         hidden_MD = hidden_ND[source]
         if coefficient is None:
-            return log_probabilities(hidden_MD, head, target, cap=self.cap, scale=self.scale)
-        return weighted_log_likelihood(hidden_MD, head, target, coefficient, cap=self.cap, scale=self.scale)
+            return log_probabilities(hidden_MD, head, target, cap=cap, scale=scale)
+        found = weighted_log_likelihood(
+            hidden_MD, head, target, coefficient, penalties=penalties or NO_PENALTIES, cap=cap, scale=scale
+        )
+        return found.total if penalties is None else found
 
     def _run(self, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int) -> Any:
+        if self.virtual is not None:
+            return self._run_behind(self.virtual, module, tokens, depth, reach, width)
         if width:
             return module(input_ids=tokens.view(-1, width), attention_mask=row_mask(reach, width), use_cache=False)
-        tokens, depth, reach = _filled(tokens, depth, reach)
-        config = self.base.config.get_text_config()
-        masks = (
-            forest_masks(depth, reach, config) if self.segments else dense_masks(depth, reach, config, self.base.dtype)
-        )
+        attention = self.attention.choose(depth, reach)
+        tokens, depth, reach = _filled(tokens, depth, reach, attention.step)
+        masks = attention.masks(depth, reach)
+        # without gradients transformers' own layers run: they are what the decoder is checked against
+        if self.decoder is not None and module is self.base.base_model and torch.is_grad_enabled():
+            hidden = self.decoder.hidden_states(tokens, depth, masks, keep_products=self.keeps_products)
+            if hidden is not None:
+                return (hidden,)
         return module(input_ids=tokens[None], position_ids=depth[None], attention_mask=masks, use_cache=False)
 
+    def _run_behind(
+        self, virtual: VirtualTokens, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int
+    ) -> tuple[Tensor]:
+        """Run *tokens* behind the *virtual* ones; return what comes out for *tokens* alone."""
+        if width:
+            rows = tokens.view(-1, width)
+            mask = virtual.see_in_rows(row_mask(reach, width))
+            if virtual.in_cache:
+                cache = virtual.cache(len(rows))
+                return (module(input_ids=rows, attention_mask=mask, past_key_values=cache, use_cache=False)[0],)
+            out = module(inputs_embeds=virtual.embed(rows), attention_mask=mask, use_cache=False)[0]
+            return (out[:, virtual.count :],)
+        if virtual.in_cache:
+            masks = virtual.see_in_cache(self.attention.reference.masks(depth, reach))
+            places, cache = depth[None] + virtual.count, virtual.cache(1)
+            given: dict[str, Any] = {"attention_mask": masks, "past_key_values": cache, "use_cache": False}
+            return (module(input_ids=tokens[None], position_ids=places, **given)[0],)
+        root_depth, root_reach = virtual.plant(depth, reach)
+        attention = self.attention.choose(root_depth, root_reach)
+        # the root is filled in by its embeddings; until then any token stands for it
+        tokens = torch.cat((tokens.new_zeros(virtual.count), tokens))
+        tokens, root_depth, root_reach = _filled(tokens, root_depth, root_reach, attention.step)
+        masks = attention.masks(root_depth, root_reach)
+        embedded = virtual.embed(tokens[None, virtual.count :])
+        out = module(inputs_embeds=embedded, position_ids=root_depth[None], attention_mask=masks, use_cache=False)[0]
+        return (out[:, virtual.count :],)
 
-def _filled(tokens: Tensor, depth: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a pack with tokens added that see only each other, so that its length is one of few."""
-    extra = -len(tokens) % LENGTH_STEP
+
+def _filled(tokens: Tensor, depth: Tensor, reach: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a pack with tokens added that see only each other, so that its length is a multiple of *step*."""
+    extra = -len(tokens) % step
     if not extra:
         return tokens, depth, reach
     filling = torch.arange(extra, device=tokens.device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tunesmith.core.registry import Spec
 from tunesmith.engine.example import Example
+from tunesmith.engine.penalties import NO_PENALTIES, Penalties
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,9 @@ class Loss(NamedTuple):
 
     parts: dict[str, float]
     """Sums worth logging beside it."""
+
+    reported: Tensor | None = None
+    """What is logged as the loss, where that is not *total*."""
 
 
 class Stage(Spec):
@@ -53,6 +57,13 @@ class Stage(Spec):
         """
         return None
 
+    def penalties(self) -> Penalties:
+        """Return what training adds to a loss given by its coefficients; evaluation does not."""
+        return NO_PENALTIES
+
     def loss(self, log_probabilities: Tensor, pack: Pack) -> Loss:
-        """Return the summed loss of *pack*; ``log_probabilities`` is ``[m]``, one for each of its predictions."""
+        """Return the summed loss of *pack*; ``log_probabilities`` is ``[m]``, one for each of its predictions.
+
+        With coefficients this is what evaluation judges by: it has no penalties.
+        """
         raise NotImplementedError

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
+
+from tunesmith.engine.penalties import Penalties
 from tunesmith.stages._base import Example, Loss, Stage
 
 if TYPE_CHECKING:
@@ -15,7 +18,16 @@ if TYPE_CHECKING:
 
 
 class AbstractLikelihood(Stage):
-    """Mean negative log-likelihood of the trained tokens, over the whole optimizer step."""
+    """Mean negative log-likelihood of the trained tokens, over the whole optimizer step.
+
+    The loss that is reported, in training as in validation, is that mean; what the two settings add to it is minimised
+    with it in training and logged beside it (``label_smoothing_loss``, ``z_loss``).
+    """
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each target spread evenly over the vocabulary, such as 0.1, so that the model stays less sure."""
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the squared logsumexp of the logits, such as 1e-4; keeps logits from drifting in long trainings."""
 
     def size(self, examples: Sequence[Example]) -> float:
         """Return the summed weight of the trained tokens."""
@@ -28,6 +40,10 @@ class AbstractLikelihood(Stage):
         weights: Tensor = pack.weight
         return -weights
 
+    def penalties(self) -> Penalties:
+        """Return what the settings ask for."""
+        return Penalties(self.label_smoothing, self.z_loss)
+
     def loss(self, log_probabilities: Tensor, pack: Pack) -> Loss:
-        """Return the weighted sum of negative log-probabilities."""
+        """Return the weighted sum of negative log-probabilities, which is the loss that is reported."""
         return Loss(-(pack.weight * log_probabilities).sum(), {})
