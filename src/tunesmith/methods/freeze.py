@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from tunesmith.core.errors import Problem, UserError
-from tunesmith.methods._whole import AbstractWholeModel
+from tunesmith.methods._whole import AbstractWholeModel, transformer_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,13 +56,3 @@ class Freeze(AbstractWholeModel):
             for parameter in matching:
                 parameter.requires_grad_(True)
         return model
-
-
-def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the model's repeated blocks: its longest list of modules, whatever the architecture calls it."""
-    from torch import nn
-
-    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
-        raise UserError(f"method: {type(model).__name__} has no list of blocks; use method: full or lora")
-    return max(lists, key=len)

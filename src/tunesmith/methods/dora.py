@@ -1,0 +1,15 @@
+"""DoRA: weights split into magnitude and direction; LoRA turns the direction (arXiv:2402.09353)."""
+
+from typing import Any, ClassVar
+
+from tunesmith.methods._lora import AbstractLoRA
+
+
+class DoRA(AbstractLoRA):
+    """Train the direction of the weights with LoRA and their magnitude as a vector: nearer to full training, slower."""
+
+    adapts_experts: ClassVar[bool] = False
+
+    def variant(self) -> dict[str, Any]:
+        """Return the switch."""
+        return {"use_dora": True}

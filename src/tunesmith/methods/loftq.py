@@ -1,0 +1,47 @@
+"""LoftQ: LoRA on 4-bit weights that begins with what quantization lost (arXiv:2310.08659)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from tunesmith.core.errors import Problem, UserError
+from tunesmith.methods._lora import AbstractLoRA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from tunesmith.methods._base import Start
+
+
+class LoftQ(AbstractLoRA):
+    """Train LoRA that first makes up for the error of 4-bit quantization; needs a base that bitsandbytes quantizes."""
+
+    keeps_base: ClassVar[bool] = False
+    makes_up_for_quantization: ClassVar[bool] = True
+    cannot_continue: ClassVar[str] = "loftq only decides how lora begins: use method: lora"
+    adapts_experts: ClassVar[bool] = False
+
+    def check(self, recipe: Any) -> Iterable[Problem]:
+        """Refuse what no adapter can be put on, and weights that are not quantized."""
+        yield from super().check(recipe)
+        if not recipe.model.model_dump().get("quantization"):
+            problem = "loftq makes up for what 4-bit quantization loses, but the model is not quantized"
+            yield Problem("method", problem, hint="set model.quantization, or use method: pissa")
+
+    def begin(self, model: nn.Module, start: Start) -> None:  # noqa: ARG002 - the data does not matter
+        """Set each adapter to the best approximation of its layer's quantization error; raise where it cannot."""
+        import torch
+        from peft import replace_lora_weights_loftq
+
+        wrapped, base = cast("Any", model), self.base_model(model)
+        if not getattr(base, "is_loaded_in_4bit", False):
+            raise UserError("method: loftq makes up for what 4-bit quantization loses, but the model is not quantized")
+        if base.device.type not in ("cuda", "xpu"):
+            raise UserError(f"method: peft computes loftq on a GPU only, and the model is on {base.device.type}")
+        place = base.config._name_or_path
+        with torch.no_grad():
+            # of a name on the Hub, peft looks up the files that were just loaded
+            replace_lora_weights_loftq(wrapped, place if Path(place).is_dir() else None)
