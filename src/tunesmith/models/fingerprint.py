@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.files import write_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _FILE = "base_model.json"
 _SAMPLES, _SAMPLE_BYTES = 8, 64 * 1024
@@ -34,10 +31,25 @@ def remember_base(adapter: Path, base: Path) -> None:
     write_json(adapter / _FILE, {"path": str(base), "fingerprint": fingerprint(base)})
 
 
+def fits_base(adapter: Path, base: Path) -> bool | None:
+    """Return whether *base* holds the weights that *adapter* was trained on; None where that was not noted."""
+    noted = adapter / _FILE
+    if not noted.exists() or not base.is_dir():
+        return None
+    return bool(json.loads(noted.read_text("utf-8"))["fingerprint"] == fingerprint(base))
+
+
+def base_mark(adapter: Path, base: str) -> str:
+    """Return what tells the base that *adapter* was trained on from others: its fingerprint, or a Hub name."""
+    noted = adapter / _FILE
+    if noted.exists():
+        return str(json.loads(noted.read_text("utf-8"))["fingerprint"])
+    return fingerprint(Path(base)) if Path(base).is_dir() else base
+
+
 def check_base(adapter: Path, base: Path) -> None:
     """Raise :class:`UserError` where *base* no longer holds the weights that *adapter* was trained on."""
-    noted = adapter / _FILE
-    if noted.exists() and base.is_dir() and json.loads(noted.read_text("utf-8"))["fingerprint"] != fingerprint(base):
+    if fits_base(adapter, base) is False:
         raise UserError(
             f"{base} has changed since the adapter {adapter} was trained on it (was it trained again?); "
             "the two do not fit any more: train the adapter again"

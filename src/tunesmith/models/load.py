@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,11 @@ from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import suggest
 from tunesmith.models.fingerprint import check_base
 from tunesmith.models.new_tokenizer import make_tokenizer
-from tunesmith.models.schema import Model, weights_folder
+from tunesmith.models.new_tokens import add_tokens, begin_tokens, grow
+from tunesmith.models.peft_warnings import quiet_peft
+from tunesmith.models.quantized_base import TrainedOn, is_quantized, loading_options, steady, trained_on
+from tunesmith.models.rope import copy_rope, scale_rope
+from tunesmith.models.schema import Model, Scratch, weights_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +35,8 @@ class Place:
     base: str
     adapter: Path | None = None
     merged: tuple[Path, ...] = ()
+    quantized: TrainedOn | None = None
+    """How the base is quantized while it loads; its files may be so by themselves."""
 
     @property
     def adapters(self) -> tuple[Path, ...]:
@@ -38,15 +44,31 @@ class Place:
         return self.merged if self.adapter is None else (*self.merged, self.adapter)
 
     @property
+    def below(self) -> Place:
+        """What the last adapter stands on, with no weight quantized while it loads."""
+        earlier = self.merged[:-1]
+        return Place(self.base, self.merged[-1] if self.merged else None, earlier)
+
+    @property
     def weights(self) -> str:
         """What was trained last: the adapter's folder, or the base."""
         return self.base if self.adapter is None else str(self.adapter)
+
+    @property
+    def config(self) -> str:
+        """Where the configuration is: a run that changed more than weights keeps its own beside its adapter."""
+        own = (str(adapter) for adapter in reversed(self.adapters) if _has_config(adapter))
+        return next(own, self.base)
 
     @property
     def tokenizer(self) -> str:
         """Where the tokenizer is: the adapter's own copy, if it has one (it carries the template of training)."""
         own = self.adapter is not None and (self.adapter / "tokenizer_config.json").exists()
         return str(self.adapter) if own else self.base
+
+
+def _has_config(adapter: Path) -> bool:
+    return (adapter / "config.json").exists()
 
 
 def check_model(path: str) -> None:
@@ -64,8 +86,25 @@ def find_model(path: str) -> Place:
     if (folder / "adapter_config.json").exists():
         base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
         inner = find_model(base)
-        return Place(inner.base, folder, inner.adapters)
+        return Place(inner.base, folder, inner.adapters, trained_on(folder))
     return Place(str(folder))
+
+
+def start_place(model: Model) -> Place:
+    """Return what training adds to: all that *model* names, but not the adapter that itself goes on training."""
+    assert model.path is not None
+    place = find_model(model.path)
+    return place.below if model.adapter == "continue" else place
+
+
+def changes_config(model: Model) -> bool:
+    """Say whether training on *model* needs another configuration than that of what an adapter is put on."""
+    if model.rope_scaling is not None or model.new_tokens:
+        return True
+    if model.path is None or model.adapter == "merge":
+        return False
+    place = find_model(model.path)
+    return place.adapter is not None and _has_config(place.adapter)
 
 
 def load_tokenizer(model: Model, training_texts: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
@@ -76,9 +115,11 @@ def load_tokenizer(model: Model, training_texts: Callable[[], Iterable[str]]) ->
             return make_tokenizer(wanted, training_texts())
         return tokenizer_from(wanted)
     assert model.path is not None
-    return tokenizer_from(
+    found = tokenizer_from(
         find_model(model.path).tokenizer, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
+    add_tokens(found, model.new_tokens)
+    return found
 
 
 def tokenizer_from(path: str, **options: Any) -> PreTrainedTokenizerBase:
@@ -107,15 +148,27 @@ def load_stop_ids(model: Model) -> list[int]:
 
 def load_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """Return the model's configuration; for a new model, the recipe's sizes over the architecture's own."""
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
-    if model.scratch is None:
+    if model.scratch is not None:
+        config = _new_config(model.scratch, tokenizer)
+    else:
         assert model.path is not None
         with _told(model.path, "model"):
             place = find_model(model.path)
             options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-            return cast("PreTrainedConfig", AutoConfig.from_pretrained(place.base, **options))
-    scratch = model.scratch
+            config = cast("PreTrainedConfig", AutoConfig.from_pretrained(place.config, **options))
+    if model.rope_scaling is not None:
+        scale_rope(config, model.rope_scaling)
+    if model.new_tokens:
+        text, ids = config.get_text_config(), tokenizer.convert_tokens_to_ids(list(model.new_tokens))
+        text.vocab_size = max(text.vocab_size, max(ids) + 1)  # type: ignore[arg-type]
+    return config
+
+
+def _new_config(scratch: Scratch, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     if scratch.architecture not in CONFIG_MAPPING:
         near = suggest(scratch.architecture, list(CONFIG_MAPPING))
         raise UserError(f"model.scratch.architecture: transformers has no {scratch.architecture!r}{near}")
@@ -141,27 +194,106 @@ def load_model(model: Model, config: PreTrainedConfig, dtype: torch.dtype, seed:
     if model.scratch is not None:
         torch.manual_seed(seed)
         with _told(model.scratch.architecture, "model"):
-            return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config).to(dtype))
+            new = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))
+        for parameter in new.parameters():  # and not the buffers: rotations need their float32
+            parameter.data = parameter.data.to(dtype)
+        return new
     assert model.path is not None
-    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    return model_from(find_model(model.path), dtype, merge=True, **options)
+    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    place = find_model(model.path)
+    quantized = TrainedOn(model.quantization) if model.quantization is not None else None
+    start = replace(start_place(model), quantized=quantized)
+    found = model_from(start, dtype, merge=True, config=config, **options)
+    if model.new_tokens:
+        tokenizer = tokenizer_from(place.tokenizer, **options)
+        add_tokens(tokenizer, model.new_tokens)
+        begin_tokens(found, tokenizer, model.new_tokens, seed)
+    return found
 
 
-def model_from(place: Place, dtype: torch.dtype, *, merge: bool = False, **options: Any) -> PreTrainedModel:
-    """Load the model at *place*; its last adapter stays beside it (a peft model) or is merged into the weights, too."""
-    from transformers import AutoModelForCausalLM
+def model_from(
+    place: Place,
+    dtype: torch.dtype,
+    *,
+    merge: bool = False,
+    unpack: bool = False,
+    config: PreTrainedConfig | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load the model at *place*; its last adapter stays beside it (a peft model) or is merged into the weights, too.
+
+    Rotary positions and rows for tokens are those of *config*; left out, those that its adapters were trained with.
+    A quantized base is unpacked if *unpack* says so, before its adapters come.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with _told(place.base, "model"):
-        model = AutoModelForCausalLM.from_pretrained(place.base, dtype=dtype, use_safetensors=True, **options)
+        own = AutoConfig.from_pretrained(place.base, **options)
+        wanted = config or (own if place.config == place.base else AutoConfig.from_pretrained(place.config))
+        copy_rope(wanted, own)
+        given = {"config": own, "dtype": dtype, "use_safetensors": True, **options}
+        if place.quantized is not None:
+            given |= loading_options(place.base, place.quantized.quantization, dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(place.base, **given)
+    steady(model)
+    if unpack and is_quantized(model):
+        model = _unpacked(model, place.base, dtype)
     base = Path(place.base)
     for adapter in place.adapters:
         from peft import PeftModel
 
         check_base(adapter, base)
-        wrapped: Any = PeftModel.from_pretrained(model, str(adapter))
-        model = wrapped.merge_and_unload() if merge or adapter != place.adapter else wrapped
+        if _has_config(adapter):
+            grow(model, AutoConfig.from_pretrained(adapter).get_text_config().vocab_size)
+        with quiet_peft():
+            wrapped: Any = PeftModel.from_pretrained(model, str(adapter))
+            model = merge_adapter(wrapped) if merge or adapter != place.adapter else wrapped
         base = adapter
+    if merge or place.adapter is None:
+        grow(model, wanted.get_text_config().vocab_size)
     return cast("PreTrainedModel", model)
+
+
+def plain_model_from(place: Place, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model at *place* as :func:`model_from` does, with no weight quantized.
+
+    Those are the original weights, as the field merges QLoRA; unpacked ones where there are no others, or where the
+    adapter makes up for what they lost.  Raises :class:`UserError` for a kind that cannot be unpacked.
+    """
+    original = place.quantized is not None and not place.quantized.makes_up_for_it
+    return model_from(replace(place, quantized=None) if original else place, dtype, unpack=True)
+
+
+def _unpacked(model: Any, base: str, dtype: torch.dtype) -> Any:
+    """Return a plain model with *model*'s weights: *model* itself would be packed again where it is saved."""
+    from transformers import AutoModelForCausalLM
+
+    refusal = f"model: the quantized weights of {base} cannot be unpacked"
+    try:
+        weights = model.dequantize(dtype).state_dict()
+        plain: Any = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(f"{refusal}: {error}") from None
+    if any(type(module).__name__ == "Conv1D" for module in plain.modules()):
+        raise UserError(f"{refusal}: transformers leaves the matrices of {model.config.model_type} transposed")
+    plain.load_state_dict(weights)
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def merge_adapter(model: Any, *, check: bool = False) -> PreTrainedModel:
+    """Return the plain model that the peft *model* is with its adapter merged; *check* that it stays finite.
+
+    Raises :class:`UserError` for an adapter that cannot become part of the weights.
+    """
+    kind = str(model.active_peft_config.peft_type.value).lower()
+    refusal = f"model: an adapter of the kind {kind} cannot be merged into its base"
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError(f"{refusal}: virtual tokens are no weights")
+    try:
+        return cast("PreTrainedModel", model.merge_and_unload(safe_merge=check))
+    except NotImplementedError as error:
+        raise UserError(f"{refusal}: {error}") from None
 
 
 @contextmanager
@@ -174,6 +306,6 @@ def _told(path: str, what: str) -> Iterator[None]:
     library_logging.set_verbosity_error()
     try:
         yield
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model: cannot load the {what} {path}: {reason}") from error

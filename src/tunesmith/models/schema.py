@@ -5,10 +5,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import Block, suggest
+from tunesmith.models.quantization import QUANTIZATIONS, Quantization
+from tunesmith.models.rope import RopeScaling
 
 
 class NewTokenizer(Block):
@@ -50,6 +52,11 @@ def _in_home(path: str | None) -> str | None:
     return str(Path(path).expanduser()) if path and path.startswith("~") else path
 
 
+def _as_descriptions(value: Any) -> Any:
+    """Let a list of tokens stand for tokens without descriptions."""
+    return dict.fromkeys(value, "") if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+
+
 class Model(Block):
     """What to start from."""
 
@@ -61,11 +68,23 @@ class Model(Block):
     scratch: Scratch | None = None
     """Start from random weights instead."""
 
+    adapter: Literal["merge", "continue"] = "merge"
+    """Of a path with an adapter: ``merge`` it, so that training adds a new one on top, or ``continue`` to train it."""
+
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+
+    quantization: Annotated[SerializeAsAny[Quantization] | None, QUANTIZATIONS] = None
+    """Keep the frozen weights in fewer bits, such as ``nf4``; left out, as they are in the files."""
+
+    rope_scaling: RopeScaling | None = None
+    """Squeeze rotary positions for texts longer than those of pretraining, such as ``{type: yarn, factor: 4}``."""
+
+    new_tokens: Annotated[dict[str, str], BeforeValidator(_as_descriptions)] = {}
+    """Tokens to add and train, each with words that say what it means, to begin from: ``{<味>: taste}``; or a list."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -73,9 +92,31 @@ class Model(Block):
             raise ValueError("needs exactly one of path and scratch")
         return self
 
+    def _check_adapter(self) -> Iterable[Problem]:
+        """Yield why there is no adapter to go on with."""
+        if self.adapter == "merge":
+            return
+        folder = Path(self.path or "")
+        if self.new_tokens:
+            yield Problem("model.new_tokens", "an adapter that goes on has no room for them", hint="use adapter: merge")
+        if self.path is not None and folder.is_dir():
+            inner = folder / "weights" if (folder / "weights").is_dir() else folder
+            if (inner / "adapter_config.json").exists():
+                return
+        found = self.path or "a new model"
+        hint = "name a run or folder with adapter_config.json as model.path, or leave it out"
+        yield Problem("model.adapter", f"{found} holds no adapter to go on with", hint=hint)
+
     def check(self) -> Iterable[Problem]:
-        """Yield what is wrong with the path, without loading anything."""
+        """Yield what is wrong with the path and the new tokens, without loading anything."""
+        yield from self._check_adapter()
+        for token in self.new_tokens:
+            if not token.strip():
+                yield Problem("model.new_tokens", f"{token!r} is no token", hint="give it a name, such as <taste>")
         if self.path is None:
+            if self.new_tokens:
+                why = "every token of a new model is new"
+                yield Problem("model.new_tokens", why, hint="leave it out; what the data holds becomes tokens")
             return
         folder = Path(self.path)
         if folder.is_dir():
