@@ -269,6 +269,7 @@ def test_the_code_that_is_hashed_is_all_that_makes_examples():
         "tunesmith.stages",
         "tunesmith.recipe.schema",
         "tunesmith.engine.pack",
+        "tunesmith.engine.penalties",
     }
     files = [
         file

@@ -12,6 +12,7 @@ from tunesmith.apps.cli.main import app
 from tunesmith.run.catalogue import catalogue
 
 COMMANDS = ["plan", "inspect", "train", "resume", "evaluate", "compare", "chat", "export", "demo", "list"]
+ADAPTER_COMMANDS = ["show", "add", "extract", "convert"]
 TUNESMITH = Path(sys.executable).with_name("tunesmith")
 
 
@@ -55,9 +56,11 @@ def test_help_names_every_command():
     assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"adapter {name}" for name in ADAPTER_COMMANDS)])
 def test_every_command_says_what_it_does_and_what_each_option_is(command):
-    found = typer.main.get_command(app).commands[command]
+    group, _, inner = command.rpartition(" ")
+    commands = typer.main.get_command(app).commands
+    found = (commands[group].commands if group else commands)[inner]
 
     assert found.help.endswith(".")
     assert [parameter.name for parameter in found.params if not (parameter.help or "").endswith(".")] == []

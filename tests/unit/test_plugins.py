@@ -142,7 +142,7 @@ def test_what_is_neither_name_nor_group_is_left_to_pydantic(registry, value):
 
 @pytest.mark.parametrize("value", [{"type": None}, {"type": 3}, {"type": []}])
 def test_a_type_that_is_no_name_is_refused(value):
-    with pytest.raises(UnknownNameError, match=r"^needs a type, one of freeze, full, lora"):
+    with pytest.raises(UnknownNameError, match=r"^needs a type, one of adalora, .*freeze, full, .*lora"):
         METHODS.parse(value)
 
 
@@ -191,7 +191,9 @@ def test_an_entry_point_that_is_no_plugin_of_that_name_is_refused(installed, nam
 def test_the_catalogue_lists_every_kind():
     found = catalogue()
 
-    assert list(found) == ["methods", "stages", "optimizers", "formats", "scores", "templates", "settings"]
+    kinds = ["methods", "stages", "optimizers", "quantizations", "formats", "scores", "templates", "settings"]
+
+    assert list(found) == kinds
     assert all(text for entries in found.values() for text in entries.values())
 
 

@@ -158,6 +158,7 @@ def suggest(name: str, names: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` when something close exists, else nothing."""
     known = {each.lower(): each for each in names}
     # of short words nearly all are alike (gpu, cpu): there only a missing or a swapped letter is a slip
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6 if len(name) > 3 else 0.7)
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6 if len(name) > 3 else 0.7)
+    close.sort(key=lambda each: not each.startswith(name.lower()))  # adam is rather adamw than badam
     close = close or [each for each in known if sorted(each) == sorted(name.lower())]
     return f" (did you mean {known[close[0]]!r}?)" if close else ""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,21 @@ def cache_folder() -> Path:
     if chosen := get("TUNESMITH_CACHE"):
         return Path(chosen).expanduser()
     return Path(get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tunesmith"
+
+
+def cpp_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would call (``CXX``, else g++); None where there is none."""
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+def compiled_code_folder() -> Path:
+    """Return where torch.compile keeps its code between runs: ``TORCHINDUCTOR_CACHE_DIR``, else in our cache folder."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_folder() / "compiled")
+
+
+def keep_compiled_code() -> None:
+    """Let torch.compile keep its code between runs in :func:`compiled_code_folder`."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_code_folder())
 
 
 def prepare_process() -> None:

@@ -19,6 +19,8 @@ _BOUNDS = {
 }
 _NOT_EMPTY = ("string_too_short", "too_short")
 
+_SHOWN = 4  # plug-ins named that have a setting
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -122,7 +124,8 @@ def _advise(found: _Found, document: Document) -> str:
     if close := suggest(name, names):
         return close.strip(" ()")
     if owners := place.plugins_with(name) if place is not None else []:
-        return f"it is a setting of {', '.join(owners)}"
+        more = f" and {len(owners) - _SHOWN} others" if len(owners) > _SHOWN else ""
+        return f"it is a setting of {', '.join(owners[:_SHOWN])}{more}"
     if far := get_close_matches(name, list(elsewhere), n=1):
         return f"did you mean {elsewhere[far[0]]!r}?"
     return f"there are {', '.join(names)}" if names != ["type"] else "it has none"

@@ -87,9 +87,14 @@ class Place:
         return sorted([*(block.model_fields if block else ()), *(["type"] if plugin else [])])
 
     def plugins_with(self, name: str) -> list[str]:
-        """Return the plug-ins that could stand here and have a setting *name*."""
-        registries = [registry for _, registry in self.alternatives if registry]
-        return [plugin for each in registries for plugin in each.names() if name in each.get(plugin).model_fields]
+        """Return the plug-ins that could stand here and have a setting *name*: the default first, then short names."""
+        found = []
+        for registry in filter(None, (registry for _, registry in self.alternatives)):
+            names = sorted(registry.names(), key=len)
+            if registry.default:
+                names = [registry.default, *(each for each in names if each != registry.default)]
+            found += [plugin for plugin in names if name in registry.get(plugin).model_fields]
+        return found
 
     def settings(self, value: Any, at: Location = ()) -> Iterator[Location]:
         """Yield where every setting below here is."""

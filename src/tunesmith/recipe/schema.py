@@ -11,8 +11,10 @@ from tunesmith.core.registry import Block
 from tunesmith.data.source import Source, check_source
 from tunesmith.generation.settings import Generation
 from tunesmith.methods import METHODS, Method
+from tunesmith.models.quantized_base import check_quantization
 from tunesmith.models.schema import Model
 from tunesmith.optimizers import OPTIMIZERS, Optimizer
+from tunesmith.recipe.decay import Decay, check_decay
 from tunesmith.scoring import SCORERS, Scorer
 from tunesmith.stages import STAGES, Stage
 from tunesmith.templates.library import check_template_name
@@ -82,21 +84,36 @@ class Schedule(Block):
     """Examples that one optimizer step sees, over all devices, however they are laid out in memory."""
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; left out, the method's usual one (LoRA about ten times full fine-tuning's)."""
+    """Peak learning rate; left out, what is usual for method and optimizer (LoRA about ten times full fine-tuning)."""
 
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Steps of rising rate: below 1 a share of all steps, from 1 a number of steps."""
 
-    decay: Literal[
-        "linear", "cosine", "constant", "polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"
-    ] = "cosine"
+    decay: Decay = "cosine"
     """How the rate falls after warm-up (the names of transformers' schedulers)."""
 
-    decay_arguments: dict[str, float | int] = {}
+    decay_arguments: dict[str, float | int | str] = {}
     """Arguments of that scheduler, such as ``min_lr_rate: 0.1`` or ``num_decay_steps: 100``."""
 
     max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the gradient's norm to this; 0 does not clip."""
+
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Judge and save a moving average of the weights that keeps this share a step, such as 0.999; 0 averages none."""
+
+    def check(self) -> Iterable[Problem]:
+        """Yield arguments that the scheduler does not take."""
+        yield from check_decay(self.decay, self.decay_arguments, self.learning_rate)
+
+
+class Regularization(Block):
+    """What keeps a model from learning its data by heart. It acts in training alone, never where a model is judged."""
+
+    embedding_noise: Annotated[float, Field(ge=0)] = 0.0
+    """NEFTune's alpha (arXiv:2310.05914): uniform noise on embeddings, less for longer sequences; 5 is usual."""
+
+    layer_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of transformer blocks that each pass leaves out at random (LayerDrop, arXiv:1909.11556); saves no time."""
 
 
 class Engine(Block):
@@ -108,14 +125,29 @@ class Engine(Block):
     tokens_per_pass: Annotated[int, Field(ge=1)] | None = None
     """Tokens that one forward pass holds; lower it when memory runs out. Left out, the plan chooses."""
 
+    attention: Literal["auto", "dense", "segments", "flex", "varlen"] = "auto"
+    """How attention is computed: ``dense`` masks all pairs, ``segments`` (CPU), ``flex`` and ``varlen`` (CUDA) skip."""
+
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass. Trained weights are always kept in float32."""
+    """Arithmetic of the forward pass, whatever ``weights`` are kept in."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third slower, a fraction of the memory."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the transformer blocks; ``auto`` does so where the run is long enough to win back the warm-up."""
+
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Compute activations again in the backward pass: ``true`` all, ``selective`` all but matrix products."""
+
+    activation_offload: bool = False
+    """Keep activations in the CPU's memory between forward and backward pass; needs a GPU."""
+
+    optimizer_in_backward: bool = False
+    """Step each weight, and free its gradient, as soon as that is complete; needs ``max_gradient_norm: 0``."""
+
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Type of the model's own weights while they train; ``bfloat16`` rounds updates by chance, for half the memory."""
 
 
 class Evaluation(Block):
@@ -148,8 +180,8 @@ class Checkpoints(Block):
     keep: Annotated[int, Field(ge=1)] = 2
     """How many recent checkpoints stay on disk; the best one always stays."""
 
-    use: Literal["best", "last"] = "best"
-    """Which weights the run ends with: those of the lowest validation loss (if there is one), or the last."""
+    use: Literal["best", "last", "average"] = "best"
+    """Weights the run ends with: of the lowest validation loss (if there is one), the last, or the mean of all kept."""
 
 
 class Recipe(Block):
@@ -175,6 +207,7 @@ class Recipe(Block):
     """How a gradient becomes a step."""
 
     schedule: Schedule = Schedule()
+    regularization: Regularization = Regularization()
     engine: Engine = Engine()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
@@ -186,6 +219,10 @@ class Recipe(Block):
         """Yield what cannot work although each setting by itself may; light: no torch, no weights, no network."""
         yield from self.data.check()
         yield from self.model.check()
+        yield from check_quantization(self.model, self)
+        yield from self.schedule.check()
+        yield from self._check_levers()
+        yield from self._check_tricks()
         for plugin in (self.stage, self.method, self.optimizer, *self.evaluation.scores):
             yield from plugin.check(self)
         if self.evaluation.patience and not (self.data.validation or self.data.validation_share):
@@ -194,6 +231,60 @@ class Recipe(Block):
             )
         if self.evaluation.scores and not (self.data.validation or self.data.validation_share):
             yield Problem("evaluation.scores", "need validation data", hint="set data.validation or validation_share")
+
+    def _check_tricks(self) -> Iterable[Problem]:
+        """Yield why new tokens would not train, or averages of weights would be none."""
+        if self.model.new_tokens and self.method.adds_adapter:
+            settings = dict(self.method)
+            if "trained_tokens" not in settings and not settings.get("modules_to_save"):
+                problem = f"{self.method.type_name()} trains no single rows of embeddings"
+                hint = "use method: lora or full, or method.modules_to_save: [embed_tokens, lm_head] where there is one"
+                yield Problem("model.new_tokens", problem, hint=hint)
+        if self.checkpoints.use == "average" and self.checkpoints.keep < 2:
+            problem = "the average of one checkpoint is that one"
+            yield Problem("checkpoints.use", problem, hint="set checkpoints.keep: 5")
+        if self.schedule.ema_decay and self.optimizer.averages_weights:
+            problem = f"{self.optimizer.type_name()} averages the weights already"
+            yield Problem("schedule.ema_decay", problem, hint="set it to 0, or use optimizer: adamw")
+
+    def _check_levers(self) -> Iterable[Problem]:
+        """Yield why a lever on memory would change what is learnt, or would not save anything."""
+        engine = self.engine
+        if engine.activation_offload and engine.gradient_checkpointing == "selective":
+            yield Problem(
+                "engine.activation_offload",
+                "cannot reach the products that selective checkpointing keeps",
+                hint="use engine.gradient_checkpointing: true, whose block inputs it moves, or false",
+            )
+        if engine.weights == "bfloat16":
+            path = "engine.weights"
+            if self.method.adds_adapter:
+                yield Problem(path, "adapters train in float32: they are small", hint="use float32, or method: full")
+            if engine.precision in ("float32", "float16"):
+                yield Problem(path, f"bfloat16 weights, {engine.precision} arithmetic", hint="use precision: bfloat16")
+            if self._needs_all_weights():
+                yield Problem(path, f"steps weights one by one; {self._needs_all_weights()}", hint="use float32")
+        if engine.optimizer_in_backward:
+            path = "engine.optimizer_in_backward"
+            if self.schedule.max_gradient_norm:
+                yield Problem(
+                    path,
+                    "the norm to clip to is not known before all gradients are",
+                    hint="set schedule.max_gradient_norm: 0, or leave it off",
+                )
+            if engine.precision == "float16":
+                yield Problem(path, "float16 scales all gradients together", hint="use precision: bfloat16 or float32")
+            if self._needs_all_weights():
+                yield Problem(
+                    path, self._needs_all_weights(), hint="leave it off, or use optimizer: adamw, method: full"
+                )
+
+    def _needs_all_weights(self) -> str:
+        """Return why no weight can be stepped before the others have their gradients; nothing where it can."""
+        own = type(self.method)
+        if own.before_step is not Method.before_step or own.after_step is not Method.after_step:
+            return f"{own.type_name()} looks at the gradients of all weights around each step"
+        return self.optimizer.needs_all_weights
 
 
 def check_blocks(values: dict[str, Any]) -> Iterable[Problem]:

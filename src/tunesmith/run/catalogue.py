@@ -11,6 +11,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.registry import Registry, Spec, suggest
 from tunesmith.data.formats import FORMATS
 from tunesmith.methods import METHODS
+from tunesmith.models.quantization import QUANTIZATIONS
 from tunesmith.optimizers import OPTIMIZERS
 from tunesmith.recipe.schema import Recipe
 from tunesmith.scoring import SCORERS
@@ -24,6 +25,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "methods": METHODS,
     "stages": STAGES,
     "optimizers": OPTIMIZERS,
+    "quantizations": QUANTIZATIONS,
     "formats": FORMATS,
     "scores": SCORERS,
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import DataError, UserError
 from tunesmith.core.events import Listener, ignore
+from tunesmith.models.peft_warnings import quiet_peft
 from tunesmith.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Contestant:
     model: Any
     template: ChatTemplate
     layout: Layout = "padded"
+    attention: tuple[str, ...] | None = None
+    """Backends of attention that may be used; None allows all."""
 
     def judge(self, questions: Questions, stage: Stage, progress: Listener = ignore) -> Judged:
         """Return the loss of *stage* over the questions, and answers to the first of them."""
@@ -75,7 +78,7 @@ class Contestant:
         if not examples or not stage.size(examples):
             return None
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        packed, total = PackModel(self.model, base).eval(), 0.0
+        packed, total = PackModel(self.model, base, self.attention).eval(), 0.0
         with torch.no_grad():
             for pack in build_packs(examples, self.layout, budget=4096):
                 tensors = pack.to(self.model.device)
@@ -90,14 +93,17 @@ class Contestant:
             return []
         prompts = [self._prompt(conversation) for conversation in asked]
         self.model.eval()
-        written = answer_all(
-            self.model,
-            prompts,
-            questions.generation,
-            stop_ids=self.template.stop_ids,
-            seed=questions.seed,
-            progress=lambda done: progress({"kind": "progress", "task": "answers", "done": done, "total": len(asked)}),
-        )
+        with quiet_peft():
+            written = answer_all(
+                self.model,
+                prompts,
+                questions.generation,
+                stop_ids=self.template.stop_ids,
+                seed=questions.seed,
+                progress=lambda done: progress(
+                    {"kind": "progress", "task": "answers", "done": done, "total": len(asked)}
+                ),
+            )
         return [text.strip() for text in self.template.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def _prompt(self, conversation: Conversation) -> list[int]:
@@ -154,22 +160,29 @@ def make_scores(names: Sequence[str]) -> list[Scorer]:
     return [SCORERS.parse(name) for name in names]
 
 
-def load_contestant(path: str, device: str = "auto") -> Contestant:
-    """Load a run, adapter or model with its tokenizer and template, ready to answer."""
+def load_contestant(path: str, device: str = "auto", *, merge: bool = False) -> Contestant:
+    """Load a run, adapter or model with its tokenizer and template, ready to answer; *merge* its last adapter, too."""
     import torch
 
     from tunesmith.engine.model import default_device
-    from tunesmith.models.load import check_model, find_model, model_from, tokenizer_from
-    from tunesmith.templates.chat import ChatTemplate
+    from tunesmith.models.load import check_model, find_model, model_from
 
     check_model(path)
     place = find_model(path)
     target = default_device(device)
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-    model = model_from(place, dtype).to(target)  # type: ignore[arg-type]
+    model = model_from(place, dtype, merge=merge).to(target)  # type: ignore[arg-type]
+    return Contestant(model, load_template(place, model))
+
+
+def load_template(place: Any, model: Any) -> ChatTemplate:
+    """Return the template at *place*, with the stop tokens of its adapter or of *model*."""
+    from tunesmith.models.load import tokenizer_from
+    from tunesmith.templates.chat import ChatTemplate
+
     template = ChatTemplate(tokenizer_from(place.tokenizer))
     template.add_stop_ids(model_stop_ids(place, model))
-    return Contestant(model, template)
+    return template
 
 
 def _run_folder(path: str) -> RunFolder | None:

@@ -8,8 +8,11 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
 from tunesmith.core.files import whole_folder
 from tunesmith.generation.settings import Generation
-from tunesmith.models.load import find_model
+from tunesmith.models.load import find_model, merge_adapter, plain_model_from
+from tunesmith.models.peft_warnings import quiet_peft
+from tunesmith.models.quantized_base import is_quantized
 from tunesmith.run.evaluate import Contestant, load_contestant
+from tunesmith.run.export_quantized import find_quantization, quantized, quantized_drift
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,13 +34,17 @@ def export(
     target: Path,
     *,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    quantization: str | None = None,
     listener: Listener = ignore,
 ) -> Path:
     """Merge the run or adapter at *path* into its base and write it to *target* with tokenizer and template.
 
     ``auto`` keeps the type of the base's files.  Merged in float32, the model must continue the probes with the same
     greedy tokens as the run; the files, loaded back, must hold that model to the bit, rounded to *dtype*.  Otherwise
-    nothing is left behind and :class:`UserError` says where it differs.
+    nothing is left behind and :class:`UserError` says where it differs.  With *quantization*, a name of
+    ``tunesmith.models.quantization``, the files hold that model in fewer bits.
+
+    A run that trained on quantized weights is merged into the original ones; how far that moves its answers is told.
     """
     import torch
 
@@ -45,20 +52,30 @@ def export(
         raise UserError(f"{target} is a file; name a new folder")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; name a new folder")
+    place, fewer_bits = find_model(path), find_quantization(quantization) if quantization else None
     listener({"kind": "notice", "text": f"loading {path}"})
-    tuned = load_contestant(path, device="cpu")
+    trained = tuned = load_contestant(path, device="cpu")
+    if is_quantized(trained.model):
+        tuned = Contestant(plain_model_from(place, torch.float32), trained.template)
+        text = quantized_drift(trained, tuned, _probe_prompts(trained), _continuations(trained))
+        listener({"kind": "notice", "text": text})
     expected = _continuations(tuned)
     model: Any = tuned.model
     wanted = getattr(torch, dtype) if dtype != "auto" else _base_dtype(path)
-    if hasattr(model, "merge_and_unload"):
+    if place.adapter is not None:
         listener({"kind": "notice", "text": "merging the adapter into the weights"})
-        model = model.merge_and_unload(safe_merge=True)
+        model = merge_adapter(model, check=True)
     listener({"kind": "notice", "text": "checking that it answers as the run does"})
     _check_equal(expected, _continuations(Contestant(model, tuned.template)), tuned.template.tokenizer)
     model = model.to(wanted)
     model.generation_config.eos_token_id = list(tuned.template.stop_ids) or None
     model.config.use_cache = True
     with whole_folder(target) as partial:
+        if fewer_bits is not None:
+            model = quantized(model, fewer_bits, partial)
+            now = Contestant(model, tuned.template)
+            text = quantized_drift(tuned, now, _probe_prompts(tuned), expected, after=fewer_bits.type_name())
+            listener({"kind": "notice", "text": text})
         model.save_pretrained(partial)
         tuned.template.tokenizer.save_pretrained(partial)
         _check_written(partial, model, tuned)
@@ -101,7 +118,9 @@ def _continuations(contestant: Contestant) -> list[list[int]]:
     contestant.model.eval()
     # one prompt at a time: filling rows up would round differently and hide nothing
     prompts = _probe_prompts(contestant)
-    return answer_all(contestant.model, prompts, Generation(max_new_tokens=_PROBE_TOKENS, batch_size=1), stop_ids=())
+    with quiet_peft():
+        settings = Generation(max_new_tokens=_PROBE_TOKENS, batch_size=1)
+        return answer_all(contestant.model, prompts, settings, stop_ids=())
 
 
 def _check_equal(expected: list[list[int]], found: list[list[int]], tokenizer: Any) -> None:

@@ -30,6 +30,11 @@ _PLUGINS = {
     "methods": ("Methods", "A method decides which weights train.", "method: {example}"),
     "stages": ("Stages", "A stage decides what is minimised.", "stage: {example}"),
     "optimizers": ("Optimizers", "An optimizer turns a gradient into a step.", "optimizer: {example}"),
+    "quantizations": (
+        "Quantizations",
+        "A quantization says in what form the weights of the base model are held; `method` trains beside them.",
+        "model: {{path: Qwen/Qwen3-0.6B, quantization: {example}}}",
+    ),
     "formats": (
         "Data formats",
         "A format reads a row of a file as a conversation or a text. It is found from the columns; name it, or say "
@@ -196,11 +201,15 @@ def _rendered(jinja: str) -> str:
 
 
 def _commands_page() -> str:
-    names = re.findall(r"^  (\w+) ", _help().partition("Commands:\n")[2], re.MULTILINE)
-    shown = {name: _help(name) for name in names}
+    names = [name for first in _subcommands() for name in (first, *(f"{first} {n}" for n in _subcommands(first)))]
+    shown = {name: _help(*name.split()) for name in names}
     purposes = {name: " ".join(text.split("\n\n")[1].split()) for name, text in shown.items()}
-    parts = ["# Commands", "\n".join(f"- [`tunesmith {name}`](#{name}): {purposes[name]}" for name in names)]
+    parts = ["# Commands", "\n".join(f"- [`tunesmith {n}`](#{n.replace(' ', '-')}): {purposes[n]}" for n in names)]
     return "\n\n".join([*parts, *(f"## {name}\n\n```text\n{shown[name]}```" for name in names)])
+
+
+def _subcommands(*words: str) -> list[str]:
+    return re.findall(r"^  (\w+) ", _help(*words).partition("Commands:\n")[2], re.MULTILINE)
 
 
 def _help(*words: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tunesmith import __version__
+from tunesmith.apps.cli.adapter import adapter_app
 from tunesmith.core.errors import UserError
 from tunesmith.core.settings import prepare_process
 
@@ -21,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(adapter_app, name="adapter")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, in YAML.", metavar="RECIPE")]
 Overrides = Annotated[
@@ -76,15 +79,33 @@ def options(
 
 
 @app.command()
-def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a recipe would do, and why; no weight is loaded."""
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    card: Annotated[
+        str | None, typer.Option(help="Plan for a card that need not be here, such as 4090 or h100.", metavar="NAME")
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Change the recipe until it fits a memory, such as 24GB, or a card.", metavar="MEMORY"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the recipe that --fit makes.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Time one block of the model, for a better guess.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe would do, what it needs, and why; no weight is loaded."""
+    from tunesmith.run.planning import check_options, plan_for
+
+    check_options(card=card, fit=fit, probe=probe, output=output)
     from tunesmith.recipe import read_recipe
 
     asked = read_recipe(recipe, overrides or ())
     from tunesmith.apps.cli import show
-    from tunesmith.run.settle import settle
 
-    show.plan(settle(asked), as_json=as_json)
+    planned = plan_for(asked, card=card, fit=fit, probe=probe)
+    if output is not None:
+        planned.write_recipe(output)
+    show.plan(planned, as_json=as_json)
 
 
 @app.command()
@@ -213,12 +234,19 @@ def chat(
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
     device: DeviceName = Device.auto,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter on this model; may be given several times: /adapter NAME switches.", metavar="NAME=PATH"
+        ),
+    ] = None,
 ) -> None:
     """Talk with a model."""
     from tunesmith.apps.cli.talk import talk
     from tunesmith.generation.settings import Generation
 
-    talk(model, prompt, system, Generation(max_new_tokens=max_new_tokens, temperature=temperature), device)
+    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
+    talk(model, prompt, system, generation, device, adapter or ())
 
 
 @app.command()
@@ -226,14 +254,36 @@ def export(
     run: Target,
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
     dtype: Annotated[Precision, typer.Option(help="Type of the weights; auto keeps the base's.")] = Precision.auto,
+    quantization: Annotated[
+        str | None, typer.Option(help="Write the weights in fewer bits: nf4, fp4, int8 or torchao; left out, in full.")
+    ] = None,
 ) -> None:
     """Merge a run into one model, and check that it answers alike."""
     from tunesmith.apps.cli import show
     from tunesmith.run.export import export as export_run
 
     with show.progress() as listener:
-        written = export_run(run, to, dtype=dtype.value, listener=listener)
+        written = export_run(run, to, dtype=dtype.value, quantization=quantization, listener=listener)
     show.exported(written)
+
+
+@app.command()
+def soup(
+    models: Annotated[list[str], typer.Argument(help="Runs or whole models of one shape.", metavar="MODEL...")],
+    to: Annotated[Path, typer.Option(help="New folder for the model.")],
+    weights: Annotated[
+        str | None, typer.Option(help="Share of each, such as 0.7,0.3; left out, all alike.", metavar="SHARES")
+    ] = None,
+) -> None:
+    """Average the weights of several models into one."""
+    from tunesmith.apps.cli import show
+    from tunesmith.run.soup import read_shares
+    from tunesmith.run.soup import soup as make_soup
+
+    shares = read_shares(weights)
+    with show.progress() as listener:
+        written = make_soup(models, to, shares, listener)
+    show.line(f"wrote {written}; see what it is worth: tunesmith compare {models[0]} {written}")
 
 
 @app.command()
@@ -260,7 +310,9 @@ def demo(
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(help="methods, stages, optimizers, formats, scores, templates or settings; left out, all."),
+        typer.Argument(
+            help="methods, stages, optimizers, quantizations, formats, scores, templates or settings; left out, all."
+        ),
     ] = None,
 ) -> None:
     """List what there is to choose from, with a line about each."""

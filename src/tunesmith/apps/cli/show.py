@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from tunesmith.core.events import Event, Listener
     from tunesmith.run.demo import Demo
+    from tunesmith.run.estimate import Memory
     from tunesmith.run.inspect import Inspection, ShownToken
-    from tunesmith.run.settle import Settled
+    from tunesmith.run.plan import Plan
+    from tunesmith.run.planning import Planned
     from tunesmith.run.train import Outcome
 
 # seconds between two lines of progress in a log
@@ -120,19 +122,63 @@ def as_json_text(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def plan(settled: Settled, *, as_json: bool) -> None:
-    """Print what is settled and why."""
+def plan(planned: Planned, *, as_json: bool) -> None:
+    """Print what is settled and why, what it needs, and what would make it fit."""
+    settled = planned.settled
     if as_json:
-        as_json_text(settled.as_data())
+        as_json_text(planned.as_data())
         return
     out = console()
     table = _table("what", "is", "because")
-    data = settled.plan.as_data()
+    data = settled.as_data()
     for name, value in data["settled"].items():
-        table.add_row(name.replace("_", " "), _number(value), data["why"].get(name, "the recipe says so"))
+        shown = _cost(settled.plan, name) if name in ("memory", "seconds") else _number(value)
+        table.add_row("time" if name == "seconds" else name.replace("_", " "), shown, data["why"].get(name, _SAID))
     out.print(table)
+    if settled.plan.memory is not None:
+        out.print(_memory(settled.plan.memory))
     out.print(_counts(settled.prepared.as_data()))
     _notices(out, data["notices"])
+    for text in planned.advice:
+        out.print(Text(text, style="yellow"))
+    if planned.fitted is not None:
+        out.print(Text("\nthe recipe that fits, and why:", style="bold"))
+        for why in planned.fitted.why:
+            out.print(Text(f"  {why}"))
+        out.print()
+        out.print(Text(planned.recipe_text))
+
+
+_SAID = "the recipe says so"
+
+
+def _cost(plan: Plan, name: str) -> str:
+    """Return memory or time as one reads it."""
+    if name == "seconds":
+        return "—" if plan.seconds is None else duration(plan.seconds)
+    return "—" if plan.memory is None else size_text(plan.memory.total)
+
+
+def size_text(size: float) -> str:
+    """Return bytes as one reads them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _memory(memory: Memory) -> Table:
+    """Return what the memory is for, with bars that fill up at what is there."""
+    table = _table(f"memory: {memory.moment}", "", "")
+    whole = max(memory.total, memory.available)
+    for name, size in sorted(memory.parts.items(), key=lambda part: -part[1]):
+        most = " (at most)" if memory.at_most and name in ("activations", "head and loss") else ""
+        table.add_row(f"{name}{most}", size_text(size), _bar(size / whole))
+    style = {"fits": "green", "close": "yellow", "too much": "red"}.get(memory.verdict)
+    there = f" of {size_text(memory.available)}" if memory.available else ""
+    table.add_row("total", f"{size_text(memory.total)}{there}", _bar(memory.total / whole), style=style)
+    return table
+
+
+def _bar(share: float, width: int = 30) -> str:
+    return "█" * round(share * width) or "▏"
 
 
 def inspection(found: Inspection, *, as_json: bool) -> None:
@@ -299,8 +345,12 @@ def _notices(out: Console, notices: list[str]) -> None:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from tunesmith.core.errors import UserError
 from tunesmith.run.chat import Talk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tunesmith.generation.settings import Generation
 
 
-def talk(model: str, prompt: str | None, system: str | None, generation: Generation, device: str) -> None:
+def talk(
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    generation: Generation,
+    device: str,
+    adapters: Sequence[str] = (),
+) -> None:
     """Answer *prompt*, or each line of standard input until it ends."""
-    conversation = Talk.load(model, system, generation, device)
+    conversation = Talk.load(model, system, generation, device, adapters)
     if prompt is not None:
         _write(conversation.ask(_readable(prompt).replace("\\n", "\n")))
         return
@@ -27,10 +35,23 @@ def talk(model: str, prompt: str | None, system: str | None, generation: Generat
             return
         if text == "/new":
             conversation.forget()
+        elif text.split()[:1] == ["/adapter"]:
+            _switch(conversation, text.removeprefix("/adapter").strip())
         elif text.startswith("/"):
-            print(f"no such command: {text}; there are /new and /quit")
+            print(f"no such command: {text}; there are /new, /adapter and /quit")
         elif text:
             _write(conversation.ask(text))
+
+
+def _switch(conversation: Talk, name: str) -> None:
+    """Let another adapter answer; without a name, say which there are."""
+    if not name:
+        print(f"{conversation.active or 'none'} answers; there are {', '.join([*conversation.adapters, 'none'])}")
+        return
+    try:
+        conversation.switch(None if name == "none" else name)
+    except UserError as error:
+        print(error)
 
 
 def _read(*, asking: bool) -> str | None:

@@ -1,0 +1,261 @@
+"""Make a recipe fit a memory: levers by their price, each tried on the model without weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.core.errors import UserError
+from tunesmith.core.events import Listener, ignore
+from tunesmith.engine.memory import LEVERS
+from tunesmith.models.load import load_config, load_tokenizer
+from tunesmith.recipe.read import recipe_from_values
+from tunesmith.run.estimate import Outline, bytes_text
+from tunesmith.run.prepare import open_data, prepare
+from tunesmith.run.settle import Settled, make_outline, settle_prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedConfig
+
+    from tunesmith.recipe.schema import Recipe
+    from tunesmith.run.machine import Machine
+    from tunesmith.run.plan import Plan
+    from tunesmith.run.prepared import Prepared
+    from tunesmith.run.speed import Speed
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One way to need less memory."""
+
+    name: str
+    changes: tuple[tuple[str, Any], ...]
+    """Settings and what they become."""
+    time: float
+    """Factor of a step's time; our judgement where the engine has measured none."""
+    note: str = ""
+    """What else it changes; empty where the run learns the same, beyond rounding."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A lever with what it would do for one recipe."""
+
+    lever: Lever
+    saves: int
+    """Bytes."""
+    enough: bool
+    """Whether the recipe fits with this alone."""
+
+    def __str__(self) -> str:
+        settings = " ".join(f"{path}={_written(value)}" for path, value in self.lever.changes)
+        note = f"; {self.lever.note}" if self.lever.note else ""
+        enough = ", which is enough" if self.enough else ""
+        time = f"a step takes {self.lever.time:.2f} times as long"
+        return f"{settings}: saves {bytes_text(self.saves)}{enough}; {time}{note}"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe that fits, what it settles to, and what was changed and why."""
+
+    settled: Settled
+    values: Values
+    """The recipe's settings, without defaults."""
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Settles variants of a recipe over the same data."""
+
+    machine: Machine
+    prepared: Prepared
+    config: PreTrainedConfig
+    speed: Callable[[Machine, Plan, Outline], Speed] | None = None
+
+    def settle(self, recipe: Recipe) -> Settled:
+        """Return what *recipe*, a variant, settles to."""
+        config = copy.deepcopy(self.config)  # building a model writes into it
+        outline = make_outline(recipe, config, self.machine)
+        return settle_prepared(recipe, self.machine, self.prepared, config, outline, self.speed)
+
+    def offers(self, settled: Settled) -> list[Offer]:
+        """Return what would make *settled* smaller, cheapest first; levers that save nothing are left out."""
+        before = settled.plan.memory
+        found = []
+        for lever in _levers(settled):
+            changed = _apply(_values(settled.plan.recipe), lever)
+            after = self._memory(changed)
+            if before is not None and after is not None and after.tensors < 0.99 * before.tensors:
+                found.append(Offer(lever, before.total - after.total, after.verdict in ("fits", "unknown")))
+        # what learns the same comes before what does not; then time, then bytes
+        return sorted(found, key=lambda o: (bool(o.lever.note), not o.enough, o.lever.time, -o.saves))
+
+    def _memory(self, values: Values) -> Any:
+        try:
+            return self.settle(recipe_from_values(values)).plan.memory
+        except UserError:  # the lever does not go with another setting of this recipe
+            return None
+
+
+def fit(
+    recipe: Recipe, machine: Machine, speed: Callable[[Machine, Plan, Outline], Speed], listener: Listener = ignore
+) -> Fitted:
+    """Return *recipe* changed until it fits *machine*; raise :class:`UserError` where nothing is enough.
+
+    What the recipe states stays as it is; the cheapest levers come first, and none that turns out not to be needed.
+    """
+    data = open_data(recipe)
+    tokenizer = load_tokenizer(recipe.model, data.texts)
+    config = load_config(recipe.model, tokenizer)
+    fitter = Fitter(machine, prepare(recipe, data, tokenizer, listener), config, speed)
+    values, stated = _values(recipe), _stated(recipe)
+    settled = fitter.settle(recipe)
+    if settled.plan.memory is None:
+        raise UserError(f"--fit: {settled.plan.why['memory']}")
+    pulled: list[Lever] = []
+    while not _good(settled):
+        usable = [o for o in fitter.offers(settled) if not any(path in stated for path, _ in o.lever.changes)]
+        if not usable:
+            memory = settled.plan.memory
+            need, there = bytes_text(memory.total if memory else 0), bytes_text(machine.memory_bytes)
+            raise UserError(
+                f"--fit: {need} is the least that this recipe can be brought to, of {there}. "
+                "Take a smaller model, lower data.max_tokens, or leave settings out that the recipe states"
+            )
+        lever = usable[0].lever
+        pulled.append(lever)
+        values = _apply(values, lever)
+        settled = fitter.settle(recipe_from_values(values))
+    for lever in pulled[:-1]:  # a later one may have made an earlier one needless
+        fewer = _values(recipe)
+        for other in pulled:
+            fewer = fewer if other is lever else _apply(fewer, other)
+        attempt = fitter.settle(recipe_from_values(fewer))
+        if _good(attempt):
+            pulled, values, settled = [other for other in pulled if other is not lever], fewer, attempt
+    return _fitted(settled, values, pulled, stated)
+
+
+def _fitted(settled: Settled, values: Values, pulled: list[Lever], stated: set[str]) -> Fitted:
+    plan = settled.plan
+    why = []
+    if "method" not in stated and not any(path == "method" for lever in pulled for path, _ in lever.changes):
+        why.append(
+            f"method {plan.recipe.method.type_name()}: the default; it learns as much for most data, in less memory"
+        )
+    for lever in pulled:
+        change = ", ".join(f"{path} {_written(value)}" for path, value in lever.changes)
+        note = f"; {lever.note}" if lever.note else ""
+        why.append(f"{change}: {lever.name}, {lever.time:.2f} times the time{note}")
+    for name in ("precision", "tokens_per_pass"):
+        why.append(f"{name} {getattr(plan, name)}: {plan.why.get(name, 'the recipe says so')}")
+        values = _set(values, f"engine.{name}", getattr(plan, name))
+    if "quantization" not in type(plan.recipe.model).model_fields:
+        why.append("weights are not quantized: this version cannot")
+    return Fitted(settled, values, tuple(why))
+
+
+def _good(settled: Settled) -> bool:
+    return settled.plan.memory is not None and settled.plan.memory.verdict == "fits"
+
+
+def _levers(settled: Settled) -> Iterator[Lever]:
+    """Yield the levers that this recipe has left, whatever they cost."""
+    plan, recipe = settled.plan, settled.plan.recipe
+    engine, whole = recipe.engine, not recipe.method.adds_adapter
+    if plan.precision == "float32":
+        slower = 1.0 if settled.machine.bfloat16 else 1.5
+        yield Lever("short numbers", (("engine.precision", "bfloat16"),), slower)
+    if not engine.gradient_checkpointing:
+        yield _priced("keep products only", "gradient_checkpointing", "selective", 1.1)
+    if engine.gradient_checkpointing is not True:
+        yield _priced("compute activations again", "gradient_checkpointing", True, 1.33)
+    if plan.tokens_per_pass > _FEWEST_TOKENS:
+        yield Lever(
+            "smaller passes", (("engine.tokens_per_pass", max(_FEWEST_TOKENS, plan.tokens_per_pass // 4)),), 1.1
+        )
+    if recipe.optimizer.type_name() == "adamw" and find_spec("bitsandbytes"):
+        yield Lever("short states", (("optimizer", {"type": "adamw_8bit"}),), 1.02, "the optimizer rounds its states")
+    if whole and not engine.optimizer_in_backward:
+        yield replace(
+            _priced("step each weight at once", "optimizer_in_backward", True, 1.02),
+            changes=(("engine.optimizer_in_backward", True), ("schedule.max_gradient_norm", 0)),
+            note="gradients are not clipped",
+        )
+    if whole and engine.weights == "float32":
+        yield replace(
+            _priced("short weights", "weights", "bfloat16", 1.05),
+            changes=(("engine.weights", "bfloat16"), ("engine.precision", "bfloat16")),
+            note="updates are rounded by chance",
+        )
+    if whole and recipe.model.scratch is None:
+        yield Lever("train adapters", (("method", {"type": "lora"}),), 0.8, "trains adapters instead of the weights")
+
+
+_FEWEST_TOKENS = 512
+
+
+def _priced(name: str, setting: str, value: Any, otherwise: float) -> Lever:
+    """Return a lever of the engine at its measured price."""
+    measured = [lever for lever in LEVERS if lever.setting.rpartition(".")[2] == setting and lever.value == value]
+    return Lever(name, ((f"engine.{setting}", value),), measured[0].time if measured else otherwise)
+
+
+def _values(recipe: Recipe) -> Values:
+    values: Values = recipe.model_dump(mode="json", exclude_defaults=True)
+    return values
+
+
+def _stated(recipe: Recipe) -> set[str]:
+    """Return the paths of the settings that the recipe's author wrote, blocks among them."""
+    found: set[str] = set()
+
+    def walk(value: Any, path: str) -> None:
+        if path:
+            found.add(path)
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            walk(inner, f"{path}.{key}".lstrip("."))
+
+    walk(recipe.model_dump(mode="json", exclude_unset=True), "")
+    return found
+
+
+def _apply(values: Values, lever: Lever) -> Values:
+    for path, value in lever.changes:
+        values = _set(values, path, value)
+    return values
+
+
+def _set(values: Values, path: str, value: Any) -> Values:
+    head, _, rest = path.partition(".")
+    inner = values.get(head)
+    return {**values, head: _set(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def _written(value: Any) -> str:
+    return (
+        str(value["type"]) if isinstance(value, dict) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def refuse_too_large(settled: Settled) -> None:
+    """Raise :class:`UserError` with what would help, cheapest first, where a run plainly does not fit."""
+    memory = settled.plan.memory
+    if memory is None or memory.verdict != "too much":
+        return
+    offers = Fitter(settled.machine, settled.prepared, settled.config).offers(settled)
+    raise UserError("\n".join([f"memory: {memory.why(settled.machine)}, {memory.moment}", *advice(offers)]))
+
+
+def advice(offers: list[Offer]) -> list[str]:
+    """Return what to say to someone whose run does not fit."""
+    last = "a smaller model, shorter sequences (data.max_tokens), or a device with more memory"
+    return ["what would help, cheapest first:", *(f"  {offer}" for offer in offers), f"  {last}"]

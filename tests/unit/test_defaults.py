@@ -1,0 +1,106 @@
+"""Cards and sizes as people write them, defaults with their reasons, and the seeds of failure that numbers show."""
+
+import json
+
+import pytest
+
+from tunesmith.core.errors import UserError
+from tunesmith.recipe.read import recipe_from_values
+from tunesmith.run.cards import CARDS, GIB, find_card, read_size
+from tunesmith.run.defaults import Facts, seeds_of_failure, usual_rate
+
+
+@pytest.fixture
+def make_recipe(tmp_path):
+    """Return a function from changed blocks to a recipe of a model on the Hub."""
+    (tmp_path / "data.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]), "utf-8")
+    usual = {"model": "some/model", "data": str(tmp_path / "data.json"), "output": str(tmp_path / "run")}
+
+    def make(**blocks):
+        values = {**usual, "data": {"train": usual["data"]}, **blocks}
+        if isinstance(values["model"], dict):
+            values.setdefault("method", "full")
+        return recipe_from_values(values)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["4090", "RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090", " 4090 "])
+def test_a_card_is_found_however_it_is_spelt(name):
+    assert find_card(name) is CARDS["4090"]
+
+
+@pytest.mark.parametrize(("name", "key"), [("A100 80GB", "a100-80"), ("a100_40", "a100-40"), ("Mac 32", "mac-32")])
+def test_a_size_belongs_to_the_name(name, key):
+    assert find_card(name) is CARDS[key]
+
+
+@pytest.mark.parametrize("name", ["nvidia", "", "a100", "banana"])
+def test_what_is_no_card_is_told_which_there_are(name):
+    with pytest.raises(UserError, match=r"--card: no card is called .* have 3090, 4090"):
+        find_card(name)
+
+
+def test_a_card_of_several_sizes_asks_which():
+    with pytest.raises(UserError, match="did you mean a100-40 or a100-80"):
+        find_card("A100")
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * GIB), ("24 gib", 24 * GIB), ("0.5g", GIB // 2)])
+def test_sizes_are_read_as_memory_is_sold(text, size):
+    assert read_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("24", "24 of what. write 24GB"), ("banana", "no card"), ("1MB", "less than any run needs")]
+)
+def test_a_careless_size_is_told_what_would_be_right(text, wanted):
+    with pytest.raises(UserError, match=f"--fit: .*{wanted}"):
+        read_size(text)
+
+
+def test_every_card_says_where_its_figures_are_from():
+    for card in CARDS.values():
+        assert card.source
+        assert card.memory_bytes > 0 < card.teraflops
+
+
+def test_the_rate_follows_method_and_size(make_recipe):
+    lora, full = make_recipe(method="lora"), make_recipe(method="full")
+
+    assert usual_rate(lora, 8_000_000_000)[0] == pytest.approx(10 * usual_rate(full, 8_000_000_000)[0])
+    assert usual_rate(lora, 70_000_000_000)[0] == usual_rate(lora, 8_000_000_000)[0] / 2
+    assert "QLoRA" in usual_rate(lora, 70_000_000_000)[1]
+
+
+def test_weights_from_nothing_learn_faster(make_recipe):
+    rate, why = usual_rate(make_recipe(model={"scratch": {}}), 100_000_000)
+
+    assert rate == 6e-4
+    assert "nothing" in why
+
+
+SOUND = Facts(
+    examples=5000, trained_tokens=500_000, cut=0, steps=900, learning_rate=2e-4, parameters=10**9, trained=10**7
+)
+
+
+def test_a_sound_run_is_told_nothing(make_recipe):
+    assert list(seeds_of_failure(make_recipe(method="lora"), SOUND)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"learning_rate": 1e-2}, "50 times what is usual for lora"),
+        ({"trained_tokens": 2000}, "rank 16 is more than so little data supports"),
+        ({"trained_tokens": 10**8}, "more than 10,000,000 adapter weights can hold"),
+        ({"cut": 500}, "10% of the examples are longer than data.max_tokens"),
+        ({"examples": 100, "steps": 200}, "32 passes over 100 examples"),
+        ({"examples": 30, "steps": 6}, "only 6 optimizer steps"),
+    ],
+)
+def test_each_seed_of_failure_is_named(make_recipe, change, told):
+    (notice,) = seeds_of_failure(make_recipe(method="lora"), Facts(**{**vars(SOUND), **change}))
+
+    assert told in notice
