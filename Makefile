@@ -13,6 +13,15 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest tests/unit tests/tiny -n 2 --dist loadfile
 
+# every architecture of transformers: about six minutes
+.PHONY: test-architectures
+test-architectures: $(READY)
+	$(BIN)/pytest tests/tiny/test_architectures.py -m architectures -n 2 --dist load
+
+.PHONY: test-matrix
+test-matrix: $(READY)
+	$(BIN)/pytest tests -m matrix -n 2 --dist loadfile
+
 .PHONY: test-gpu
 test-gpu: $(READY)
 	$(BIN)/pytest tests/gpu -m gpu

@@ -17,16 +17,20 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import RecipeError, UserError
 from tunesmith.core.files import read_jsonl, write_text
 from tunesmith.core.settings import prepare_process
 from tunesmith.methods import METHODS
+from tunesmith.models.quantization import QUANTIZATIONS
 from tunesmith.models.schema import NewTokenizer
 from tunesmith.optimizers import OPTIMIZERS
 from tunesmith.recipe.read import recipe_from_values
 from tunesmith.run.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # what weights of 64 by 64 and 64 by 128 need instead of a method's defaults
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -43,8 +47,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # optimizers that want no falling rate
 SCHEDULES: dict[str, dict[str, Any]] = {"schedule_free": {"decay": "constant"}}
-# name in the table -> what is added to the recipe's block ``model``; more kinds are more entries
-QUANTIZATIONS: dict[str, dict[str, Any]] = {"none": {}}
+# three steps of a rate that begins at a millionth would move nothing
+OPTIMIZER_SETTINGS: dict[str, dict[str, Any]] = {"prodigy": {"first_rate": 1e-3}}
+PLAIN = "none"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
 WORKS, REFUSED, MISSING, FAULT = "works", "refused", "missing package", "fault"
 _SIGNS = {WORKS: "✓", REFUSED: "–", MISSING: "□", FAULT: "✗"}
@@ -79,11 +84,11 @@ def run_cell(model: Path, data: Path, method: str, optimizer: str, quantization:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         values = {
-            "model": {"path": str(model), **QUANTIZATIONS[quantization]},
+            "model": {"path": str(model), **({} if quantization == PLAIN else {"quantization": quantization})},
             "output": str(output),
             "data": {"train": str(data)},
             "method": {"type": method, **SETTINGS.get(method, {})},
-            "optimizer": {"type": optimizer},
+            "optimizer": {"type": optimizer, **OPTIMIZER_SETTINGS.get(optimizer, {})},
             "schedule": {"steps": 3, "batch_size": 4, "warmup": 0, **SCHEDULES.get(optimizer, {})},
             "checkpoints": {"every": 3},
             "engine": {"device": "cpu", "precision": "float32"},
@@ -119,14 +124,19 @@ def page(cells: dict[tuple[str, str, str], Cell], command: str) -> str:
     parts = [
         f"<!-- written by `{command}` -->",
         "# What works with what",
-        "Every method with every optimizer: three steps on a two-layer model on the CPU in float32. In a cell that "
-        "works the losses are finite, the weights move and are saved. What cannot work is refused before a weight is "
-        "loaded, for the reasons below.",
+        "Every method with every optimizer on every kind of base: three steps on a two-layer model on the CPU in "
+        "float32. In a cell that works the losses are finite, the weights move and are saved. What cannot work is "
+        "refused before a weight is loaded, for the reasons below.",
         f"{len(cells)} combinations: {counted}.",
     ]
     reasons: dict[str, str] = {}
     for kind in dict.fromkeys(key[2] for key in cells):
         of_kind = {key[:2]: cell for key, cell in cells.items() if key[2] == kind}
+        parts.append(f"## Quantization: {kind}")
+        if not any(cell.outcome == WORKS for cell in of_kind.values()):
+            shared = set.intersection(*(set(cell.why) for cell in of_kind.values()))
+            parts.append(f"No cell works on this machine. {_numbered(sorted(shared), reasons)}".strip())
+            continue
         methods, optimizers = (list(dict.fromkeys(key[at] for key in of_kind)) for at in (0, 1))
         rows = [f"| | {' | '.join(optimizers)} |", f"|---|{'---|' * len(optimizers)}"]
         for method in methods:
@@ -134,14 +144,17 @@ def page(cells: dict[tuple[str, str, str], Cell], command: str) -> str:
             for optimizer in optimizers:
                 cell = of_kind[method, optimizer]
                 mark = _SIGNS[cell.outcome]
-                numbers = [reasons.setdefault(why, str(len(reasons) + 1)) for why in cell.why]
-                mark += f" {', '.join(numbers)}" if numbers else ""
-                shown.append(mark)
+                shown.append(f"{mark} {_numbered(cell.why, reasons)}".strip())
             rows.append(f"| {method} | {' | '.join(shown)} |")
-        parts += [f"## Quantization: {kind}", "\n".join(rows)]
+        parts.append("\n".join(rows))
     if reasons:
         parts += ["## Why not", "\n".join(f"{number}. {why}" for why, number in reasons.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _numbered(why: Iterable[str], reasons: dict[str, str]) -> str:
+    """Return the numbers of these reasons, giving new ones to those that are new."""
+    return ", ".join(reasons.setdefault(each, str(len(reasons) + 1)) for each in why)
 
 
 def main() -> None:
@@ -149,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--methods", default=",".join(METHODS.names()))
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS.names()))
-    parser.add_argument("--quantizations", default=",".join(QUANTIZATIONS))
+    parser.add_argument("--quantizations", default=",".join((PLAIN, *QUANTIZATIONS.names())))
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     prepare_process()

@@ -245,10 +245,14 @@ that of the process with its libraries imported (the kernel's count, every 4 ms)
 Within 10%: tensors {within["tensors"]} of {len(rows)}, resident {within["resident"]} of {len(rows)}; worst
 {max(off["tensors"]):.1%} and {max(off["resident"]):.1%}.
 
+What the libraries keep beside tensors (kernels, freed blocks) is a constant here; on runs this small it was seen to be
+anything between 20 and 450 MiB, so *resident* can be off by that much whatever the size of the run.
+
 {found}
 
 How: [run/estimate.py](../src/tunesmith/run/estimate.py) runs the engine's own code without numbers
-([engine/phantom.py](../src/tunesmith/engine/phantom.py)) and adds what allocators and libraries were seen to take.
+([engine/phantom.py](../src/tunesmith/engine/phantom.py)); [run/need.py](../src/tunesmith/run/need.py) adds what
+allocators and libraries were seen to take.
 """,
         "utf-8",
     )

@@ -1,15 +1,18 @@
 """Adapters as objects: they go on training, add up, are made of models, change their kind and take turns on a base."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_methods import MISSING, applied, block, start
-from transformers import AutoConfig, AutoModelForCausalLM
+from test_tricks import stopped_after
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.apps.cli.adapter import adapter_app
 from tunesmith.apps.cli.talk import talk
@@ -18,6 +21,8 @@ from tunesmith.core.files import read_jsonl
 from tunesmith.generation.settings import Generation
 from tunesmith.methods import METHODS
 from tunesmith.models.load import find_model, model_from
+from tunesmith.models.rope import RopeScaling, scale_rope
+from tunesmith.models.schema import ADAPTER_WEIGHTS as WEIGHTS
 from tunesmith.run.adapters import WAYS, add_adapters, describe_adapter
 from tunesmith.run.chat import Talk
 from tunesmith.run.evaluate import load_contestant
@@ -29,6 +34,7 @@ from tunesmith.run.train import train
 
 TOKENS = torch.arange(5, 60)[None]
 GREEDY = Generation(max_new_tokens=8, temperature=0.0)
+CONFIG = "adapter_config.json"
 QUESTION = "Write the words again.\nmoon 4"
 
 
@@ -43,7 +49,6 @@ def runs(make_recipe_in, tmp_path_factory):
         "rslora": ({"type": "rslora", "rank": 4}, 2e-2, 3),
         "dora": ({"type": "dora", "rank": 4}, 2e-2, 3),
         "loha": ({"type": "loha", "rank": 4}, 2e-2, 3),
-        "oft": ({"type": "oft", "block_size": 8}, 2e-2, 3),
         "full": ("full", 1e-2, 3),
         "prompt": ({"type": "prompt_tuning", "tokens": 4}, 2e-2, 3),
     }
@@ -89,6 +94,46 @@ def test_a_description_says_what_the_adapter_is(runs, saved_model):
     assert found.base_unchanged
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def _double(path: Path) -> None:
+    save_file({name: torch.cat([weight, weight]) for name, weight in load_file(path).items()}, path)
+
+
+def _set(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"), "a pickle, which can run any code as it is read"),
+        (lambda f: (f / WEIGHTS).unlink(), "is an adapter without weights: adapter_model.safetensors is missing"),
+        (lambda f: _cut(f / WEIGHTS), "cannot be read (was a copy cut short?)"),
+        (lambda f: _double(f / WEIGHTS), "does not fit its base: size mismatch"),
+        (lambda f: (f / CONFIG).write_text("{"), "adapter_config.json is not JSON"),
+        (lambda f: _set(f / CONFIG, base_model_name_or_path=None), "has no base_model_name_or_path; write it there"),
+        (lambda f: _set(f / CONFIG, base_model_name_or_path="/gone"), "was trained on /gone, which is not there any"),
+    ],
+)
+def test_broken_adapters_are_refused_in_words(spoil, said, runs, make_recipe, saved_model, tmp_path):
+    folder = tmp_path / "spoilt"
+    shutil.copytree(runs("first") / "weights", folder)
+    spoil(folder)
+    with pytest.raises(UserError) as error:
+        load_contestant(str(folder), "cpu")
+    with pytest.raises(UserError) as in_chat:
+        Talk.load(str(saved_model("qwen3")), None, GREEDY, "cpu", [str(folder)])
+    with pytest.raises((UserError, RecipeError)) as in_training:
+        train(make_recipe(model={"path": str(folder), "adapter": "continue"}, method="lora"))
+
+    assert said in str(error.value)
+    assert said in str(in_chat.value)
+    assert said in str(in_training.value)
+
+
 def test_a_model_is_no_adapter(saved_model):
     with pytest.raises(UserError, match=r"is not an adapter but a whole model; expected a folder with adapter_config"):
         describe_adapter(str(saved_model("qwen3")))
@@ -106,7 +151,10 @@ def test_all_of_one_and_nothing_of_the_other_is_the_one_to_the_bit(runs, tmp_pat
     assert not torch.equal(logits(runs("second")), logits(made))
 
 
-@pytest.mark.parametrize("how", WAYS)
+FEW_WAYS = ("linear", "svd", "ties", "dare_linear_svd")
+
+
+@pytest.mark.parametrize("how", [h if h in FEW_WAYS else pytest.param(h, marks=pytest.mark.matrix) for h in WAYS])
 def test_every_way_is_that_of_peft(how, runs, saved_model, tmp_path):
     density = None if how in ("linear", "svd", "cat") else 0.6
     paths = [str(runs("first")), str(runs("second"))]
@@ -162,7 +210,10 @@ def test_a_sum_has_what_is_needed_to_talk_train_and_export(runs, make_recipe, tm
     ("parts", "options", "said"),
     [
         (["first", "second"], {"how": "lineer"}, "no way 'lineer' (did you mean 'linear'?); there are linear, svd"),
-        (["first", "second"], {"weights": [1]}, "1 weights for 2 adapters; give one for each"),
+        (["first", "second"], {"weights": [1]}, "1 of them for 2 adapters; give one for each"),
+        (["first", "second"], {"weights": [float("nan"), 1]}, "--weights: nan, 1: give finite numbers that are"),
+        (["first", "second"], {"weights": [0, 0]}, "--weights: 0, 0: give finite numbers that are not all 0"),
+        (["first", "first"], {}, "is named twice; name it once, and give it a larger weight with --weights"),
         (["first", "second"], {"how": "ties"}, "--density: ties needs it: the share of entries to keep, such as 0.5"),
         (["first", "second"], {"how": "ties", "density": 1.5}, "1.5 is no share"),
         (["first", "second"], {"how": "cat", "density": 0.5}, "cat keeps all entries"),
@@ -269,7 +320,30 @@ def test_models_that_cannot_be_compared_are_refused(runs, saved_model, tmp_path)
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("name", ["dora", "loha", "oft", "rslora"])
+def test_other_rotary_positions_and_tokens_are_not_lost(runs, saved_model, tmp_path):
+    """Weights are not all that a model computes by: the former go with the adapter, for the latter it has no room."""
+    base, tuned, grown = saved_model("llama"), tmp_path / "tuned", tmp_path / "grown"
+    config = AutoConfig.from_pretrained(base)
+    scale_rope(config, RopeScaling(type="linear", factor=2))
+    model = AutoModelForCausalLM.from_pretrained(base, config=config, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.add_(0.5)
+    model.save_pretrained(tuned)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tuned)
+    extract(str(tuned), str(base), tmp_path / "adapter", rank=32)
+    shutil.copytree(runs("loha") / "weights", grown)
+    config = AutoConfig.from_pretrained(saved_model("qwen3"))
+    config.vocab_size += 2
+    config.save_pretrained(grown)
+
+    torch.testing.assert_close(logits(tmp_path / "adapter"), logits(tuned), rtol=1e-4, atol=1e-4)
+    with pytest.raises(
+        UserError, match=r"the models differ in shape: \S+ is \[\d+, 32\] in .*grown, \[\d+, 32\] in .*qwen3"
+    ):
+        convert(str(grown), tmp_path / "lora")
+
+
+@pytest.mark.parametrize("name", ["dora", "loha"])
 def test_any_kind_that_merges_becomes_a_lora(name, runs, tmp_path):
     found = convert(str(runs(name)), tmp_path / "lora", rank=48)
 
@@ -296,9 +370,11 @@ def losses(path: Path) -> list[float]:
 
 
 def test_an_adapter_goes_on_from_where_it_stood(runs, make_recipe, saved_model):
-    schedule = {"steps": 6, "batch_size": 24, "learning_rate": 1e-2}
-    recipe = make_recipe(model={"path": str(runs("first")), "adapter": "continue"}, method="lora", schedule=schedule)
+    schedule = {"steps": 4, "batch_size": 24, "learning_rate": 1e-2}
+    blocks = {"model": {"path": str(runs("first")), "adapter": "continue"}, "method": "lora", "schedule": schedule}
+    recipe, broken = make_recipe("whole", **blocks), make_recipe("broken", **blocks)
     train(recipe)
+    stopped_after(broken, 2)
     before, after = describe_adapter(str(runs("first"))), describe_adapter(str(recipe.output))
     notices = RunFolder(recipe.output).read("plan.json")["notices"]
 
@@ -306,11 +382,13 @@ def test_an_adapter_goes_on_from_where_it_stood(runs, make_recipe, saved_model):
     assert losses(recipe.output)[-1] < losses(recipe.output)[0]
     assert replace(before, path="", bytes=0) == replace(after, path="", bytes=0)
     assert after.stands_on == []
-    assert loaded(runs("first") / "weights").keys() == loaded(recipe.output / "weights").keys()
+    weights, resumed = loaded(recipe.output / "weights"), loaded(broken.output / "weights")
+    assert loaded(runs("first") / "weights").keys() == weights.keys() == resumed.keys()
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
     assert any("itself goes on training; what the recipe leaves out is as it has it" in text for text in notices)
 
 
-@pytest.mark.parametrize("name", ["rslora", "dora", "loha", "oft", "prompt"])
+@pytest.mark.parametrize("name", ["dora", "prompt"])
 def test_other_kinds_go_on_too(name, runs, make_recipe):
     """With no step taken, what is saved is what was loaded."""
     kind = "prompt_tuning" if name == "prompt" else name
@@ -372,16 +450,18 @@ def test_only_an_adapter_can_go_on(saved_model, make_recipe):
         make_recipe(model={"path": str(saved_model("qwen3")), "adapter": "continue"})
 
 
-def test_an_adapter_does_not_go_on_upon_another_base(make_recipe):
-    blocks = {"schedule": {"steps": 1}, "evaluation": {"every": 1}}
-    first = make_recipe("first", method="full", **blocks)
-    train(first)
-    second = make_recipe("second", model=str(first.output), **blocks)
-    train(second)
-    train(make_recipe("first", method="full", seed=9, **blocks), overwrite=True)
+def test_an_adapter_does_not_go_on_upon_another_base(runs, make_recipe, saved_model, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(saved_model("qwen3"), base)
+    shutil.copytree(runs("first") / "weights", adapter)
+    _set(adapter / CONFIG, base_model_name_or_path=str(base))
+    recipe = make_recipe(model={"path": str(adapter), "adapter": "continue"}, method="lora")
+    settle(recipe)
+    (weights,) = base.glob("*.safetensors")
+    save_file({name: 2 * weight for name, weight in load_file(weights).items()}, weights)
 
     with pytest.raises(UserError, match="has changed since the adapter"):
-        settle(make_recipe("third", model={"path": str(second.output), "adapter": "continue"}, method="lora", **blocks))
+        settle(recipe)
 
 
 def test_a_chain_of_three_is_shown_merged_in_order_and_its_last_goes_on(runs, make_recipe, saved_model):
@@ -486,9 +566,12 @@ def test_adapters_that_cannot_take_turns_are_refused(adapters, said, runs, saved
     assert said in str(error.value)
 
 
-def test_an_adapter_of_another_base_or_an_unknown_name_is_refused(runs, saved_model):
-    with pytest.raises(UserError, match=r"was trained on .*qwen3, not on .*qwen3-tied"):
-        Talk.load(str(saved_model("qwen3-tied")), None, GREEDY, "cpu", [str(runs("first"))])
+def test_an_adapter_of_another_base_or_an_unknown_name_is_refused(runs, saved_model, tmp_path):
+    shutil.copytree(runs("first") / "weights", tmp_path / "foreign")
+    (tmp_path / "foreign" / "base_model.json").unlink()  # as others write adapters
+    for adapter in (runs("first"), tmp_path / "foreign"):
+        with pytest.raises(UserError, match=r"was trained on .*qwen3, not on .*qwen3-tied"):
+            Talk.load(str(saved_model("qwen3-tied")), None, GREEDY, "cpu", [str(adapter)])
     dialogue = Talk.load(str(saved_model("qwen3")), None, GREEDY, "cpu", [str(runs("first"))])
     with pytest.raises(UserError, match=r"no adapter called 'frist' \(did you mean 'first'\?\); there are first"):
         dialogue.switch("frist")
@@ -519,9 +602,9 @@ def test_the_commands_say_what_they_did(runs, saved_model, tmp_path, capsys):
     base, folder = str(saved_model("qwen3")), str(tmp_path / "made")
     words = [
         ["show", str(runs("first"))],
-        ["add", str(runs("first")), str(runs("second")), "--weights", "0.5,0.5", "--output", f"{folder}/sum"],
-        ["extract", str(runs("full")), base, "--rank", "2", "--output", f"{folder}/part"],
-        ["convert", str(runs("loha")), "--output", f"{folder}/lora", "--json"],
+        ["add", str(runs("first")), str(runs("second")), "--weights", "0.5,0.5", "--to", f"{folder}/sum"],
+        ["extract", str(runs("full")), base, "--rank", "2", "--to", f"{folder}/part"],
+        ["convert", str(runs("loha")), "--to", f"{folder}/lora", "--json"],
     ]
     said = []
     for each in words:
@@ -529,9 +612,10 @@ def test_the_commands_say_what_they_did(runs, saved_model, tmp_path, capsys):
         said.append(capsys.readouterr().out)
 
     assert "kind        lora\nrank        4\nalpha       16\n" in said[0]
-    assert said[1].endswith(f"wrote {folder}/sum\n")
+    assert f"wrote {folder}/sum; see what it is worth: tunesmith compare" in said[1]
     assert "LoRA of rank 2 on 15 linear layers\nof their difference (squared Frobenius norm): rank 1 " in said[2]
     assert "of the whole difference: model.embed_tokens.weight" in said[2]
+    assert "k_norm.weight and 7 more; --whole saves" in said[2]
     assert json.loads(said[3])["rank"] == 16
     with pytest.raises(UserError, match="'a,b' is no list of numbers"):
-        adapter_app(["add", "x", "--weights", "a,b", "--output", folder], standalone_mode=False)
+        adapter_app(["add", "x", "--weights", "a,b", "--to", folder], standalone_mode=False)

@@ -69,11 +69,12 @@ MODELS: dict[str, tuple[str, dict]] = {
     "gpt-neox": ("gpt_neox", _SIZES),
     "qwen3-moe": ("qwen3_moe", {**_GROUPED, "num_experts": 4, **_EXPERTS}),
     "deepseek-v3": ("deepseek_v3", {**_SIZES, **_EXPERTS, **_LATENT, **_DEEPSEEK}),
+    "deepseek-v3, long values": ("deepseek_v3", {**_SIZES, **_EXPERTS, **_LATENT, **_DEEPSEEK, "v_head_dim": 48}),
     "llama4, chunks": ("llama4_text", _LLAMA4),
 }
 # what runs here, and what it cannot serve
 NO_SEGMENTS = {"gemma2, window, cap", "gpt-oss, window, sinks"}
-DENSE_AFTER_ALL = {"deepseek-v3": "unequal head sizes"}
+DENSE_AFTER_ALL = {"deepseek-v3, long values": "values longer than keys"}
 # transformers computes the sums that sinks need on a GPU only; GPT-2's code asks a mask for its number of dimensions
 NO_FLEX_HERE = {"gpt-oss, window, sinks", "gpt2"}
 ROUNDING = 1e-5

@@ -80,7 +80,7 @@ MISTAKES = {
     "train resipe.yaml": "no such recipe: resipe.yaml (did you mean 'recipe.yaml'?)",
     "plan run": "run is a folder; give a recipe file (to go on with this run: tunesmith resume run)",
     "inspect nothing": "nothing is a folder; give a recipe file",
-    "plan train.json": "train.json:1: a recipe is made of lines 'setting: value', found a list",
+    "plan train.json": "train.json: a configuration is an object, name -> value",
     "train recipe.yaml seed=-1": "override 'seed=-1': seed: should be at least 0, found -1",
     "train recipe.yaml --epochs=3": "--epochs",
     "plan recipe.yaml schedule.epochs": "is not of the form setting=value",
@@ -229,6 +229,22 @@ def test_a_validation_file_that_was_trained_on_is_noticed(tunesmith):
 
     assert ended.code == 0
     assert "24 of 24 validation conversations are also in the training data" in " ".join(ended.out.split())
+
+
+def test_a_plan_without_validation_data_says_so(tunesmith):
+    shown = tunesmith("plan", "recipe.yaml", "data.validation=[]", "evaluation.scores=[]").out
+    (row,) = [line for line in shown.splitlines() if "evaluate every" in line]
+
+    assert "—" in row
+    assert "no validation data" in row
+
+
+def test_a_plan_tells_once_that_answers_lose_their_end(tunesmith):
+    changes = ("data.max_tokens=60", "data.validation=[]", "evaluation.scores=[]")
+    notices = json.loads(tunesmith("plan", "recipe.yaml", *changes, "--json").out)["notices"]
+    (notice,) = [notice for notice in notices if "data.too_long" in notice]
+
+    assert "training answers lost their end at data.max_tokens = 60: raise it, or drop them" in notice
 
 
 def test_a_plan_and_an_inspection_are_also_json(tunesmith):

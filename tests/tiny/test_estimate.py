@@ -13,11 +13,14 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.settings import process_settings
 from tunesmith.engine.lora import fuse_lora
 from tunesmith.engine.model import PackModel, pack_arguments
+from tunesmith.models.known_shapes import known_config, known_shapes
 from tunesmith.models.load import load_model
 from tunesmith.recipe.read import read_recipe
-from tunesmith.run.estimate import Outline, _look_at_passes, _trace
+from tunesmith.run.estimate import _trace
 from tunesmith.run.fit import fit, refuse_too_large
 from tunesmith.run.machine import Machine
+from tunesmith.run.outline import Outline
+from tunesmith.run.passes import look_at_passes
 from tunesmith.run.planning import plan_for
 from tunesmith.run.settle import settle
 from tunesmith.run.speed import quick_speed
@@ -63,8 +66,8 @@ def test_a_pass_takes_what_was_counted(make_recipe, architecture, blocks):
 
     recipe = make_recipe(architecture=architecture, **blocks)
     settled = settle(recipe, machine=here())
-    plan, passes = settled.plan, _look_at_passes(settled.plan, settled.prepared)
-    trace, _ = _trace(Outline(recipe, settled.config), plan, passes)
+    plan, passes = settled.plan, look_at_passes(settled.plan, settled.prepared)
+    trace = _trace(Outline(recipe, settled.config), plan, passes)
     counted = max(trace.peaks.values())
     kept = torch.float32 if plan.precision == "float32" or not recipe.method.adds_adapter else torch.bfloat16
     model = recipe.method.apply(load_model(recipe.model, settled.config, kept, 0))
@@ -147,6 +150,32 @@ def test_fit_pulls_levers_until_it_fits_and_keeps_what_is_stated(make_recipe):
 def test_fit_says_when_nothing_is_enough(make_recipe):
     with pytest.raises(UserError, match="is the least that this recipe can be brought to"):
         fit(make_recipe(), here(64 * MIB), exactly)
+
+
+def test_known_shapes_have_the_parameters_that_are_published():
+    """Counted on the meta device with one layer and with two, which are drawn out to as many as there are."""
+    from transformers import AutoModelForCausalLM
+
+    def count(name: str, layers: int) -> int:
+        config = known_config(name)
+        config = type(config)(**{**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
+        with torch.device("meta"):
+            return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+    for name, shape in known_shapes().items():
+        one, two = count(name, 1), count(name, 2)
+
+        assert one + (two - one) * (shape["num_hidden_layers"] - 1) == shape["parameters"], name
+
+
+def test_a_known_model_is_planned_where_the_hub_is_out_of_reach(make_recipe, monkeypatch):
+    """From its shape, and the plan says so; ``train`` needs the files."""
+    monkeypatch.setattr("tunesmith.run.start.can_be_read", lambda _: False)
+    recipe = make_recipe(model="Qwen/Qwen3-0.6B-Base", engine={"device": "auto", "precision": "auto"})
+    plan = plan_for(recipe, card="4090").settled.plan
+
+    assert plan.parameters == pytest.approx(596_049_920, rel=0.01)
+    assert any("known shape of Qwen/Qwen3-0.6B" in notice for notice in plan.notices)
 
 
 def test_a_card_is_planned_for_without_one(make_recipe):

@@ -183,6 +183,9 @@ def test_other_data_settings_have_examples_of_their_own(recipe, rows, cache, set
     [
         {"seed": 4},
         {"stage": {"type": "sft", "train_on_prompt": True}},
+        {"stage": {"type": "sft", "train_on_prompt": 0.1}},
+        {"stage": {"type": "sft", "roles": ["user", "assistant"]}},
+        {"template": {"lost": "warn"}},
         {"template": "alpaca"},
     ],
     ids=str,
@@ -262,10 +265,11 @@ def test_code_that_changes_makes_its_own_examples(recipe, cache, monkeypatch, tm
 
 
 def test_the_code_that_is_hashed_is_all_that_makes_examples():
-    """Beside it stand what loads models and tokenizers, and what only names types."""
+    """Beside it stand what loads models and tokenizers, what chooses a template, and what only names types."""
     elsewhere = {
         "tunesmith",
         "tunesmith.models.load",
+        "tunesmith.run.base_template",
         "tunesmith.stages",
         "tunesmith.recipe.schema",
         "tunesmith.engine.pack",
@@ -481,7 +485,7 @@ def test_two_processes_make_what_one_makes(tokenizer, stage, too_long):
     one, two = (make_examples.make_examples(maker, conversations(41), processes=n) for n in (1, 2))
 
     assert account(one) == account(two)
-    assert one.reasoning_dropped == sum(bool(m.reasoning) for each in conversations(41) for m in each.messages)
+    assert one.notes["lost_reasoning"] == sum(bool(m.reasoning) for each in conversations(41) for m in each.messages)
     assert (too_long == "drop") == (one.truncated == 0) == (one.dropped > 0)
     assert (too_long == "refuse") == bool(one.too_long)
 

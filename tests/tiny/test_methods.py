@@ -434,7 +434,7 @@ def test_what_is_excluded_and_which_blocks(saved_model):
     ("settings", "message"),
     [
         ({"exclude": ["qproj"]}, r"method\.exclude: no module is called 'qproj' \(did you mean 'q_proj'\?\)"),
-        ({"targets": ".*qproj"}, r"method\.targets: '\.\*qproj' matches the whole name of no module"),
+        ({"targets": ".*qproj"}, r"method\.targets: '\.\*qproj' is a pattern that must match the whole name"),
         ({"layers": [2]}, r"method\.layers: no block 2; the model has 2"),
         ({"exclude": ".*"}, "leave nothing to adapt"),
         ({"rank_pattern": {"down": 2}}, r"method\.rank_pattern: 'down' fits the end of no adapted module's name"),

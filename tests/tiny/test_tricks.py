@@ -1,7 +1,6 @@
 """Tricks: noise, layers left out, averages of weights, longer contexts, new tokens, frozen embeddings."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.neftune import neftune_post_forward_hook
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tunesmith.core.errors import RecipeError, UserError
 from tunesmith.core.files import read_jsonl
@@ -22,7 +23,7 @@ from tunesmith.engine.phantom import blocks_of
 from tunesmith.engine.regularization import Disturbance, longest_through
 from tunesmith.models.load import find_model, load_tokenizer, model_from
 from tunesmith.models.new_tokens import begin_tokens
-from tunesmith.models.rope import RopeScaling
+from tunesmith.models.rope import RopeScaling, is_dynamic, scale_rope
 from tunesmith.run.evaluate import load_contestant
 from tunesmith.run.export import export
 from tunesmith.run.soup import soup
@@ -66,6 +67,14 @@ def losses(folder):
 def weights_of(folder):
     (path,) = (folder / "weights").glob("*.safetensors")
     return load_file(path)
+
+
+@pytest.fixture(scope="module")
+def plain(make_recipe_in, tmp_path_factory):
+    """Return the folder of a run without any trick, which ends with its last weights."""
+    recipe = make_recipe_in(tmp_path_factory.mktemp("plain"), checkpoints={"use": "last"})
+    train(recipe)
+    return recipe.output
 
 
 class Killed(BaseException):
@@ -120,12 +129,28 @@ def test_noise_is_within_neftunes_bound_and_only_in_training(saved_model):
     assert (noise.amax(-1) > bound * 0.7).all()
 
 
-def test_runs_with_noise_differ_from_plain_ones_and_resume_bit_by_bit(make_recipe):
+def test_noise_on_one_sequence_is_that_of_transformers(saved_model):
+    """Trainers of transformers and trl scale by the padded length of the batch, the paper by the sequence's own."""
+    folder = saved_model("qwen3")
+    ours = disturbed(folder, embedding_noise=5.0).train()
+    theirs = AutoModelForCausalLM.from_pretrained(folder).train().get_input_embeddings()
+    theirs.neftune_noise_alpha = 5.0
+    theirs.register_forward_hook(neftune_post_forward_hook)
+    (pack,) = build_packs(examples(range(30, 51)), "packed", 2**31)
+    seen = []
+    ours.base.get_input_embeddings().register_forward_hook(lambda _m, _i, output: seen.append(output.detach()))
+    run_pack(ours, pack)
+    torch.manual_seed(1)
+    expected = theirs(torch.from_numpy(pack.tokens)[None])
+
+    torch.testing.assert_close(seen[0][:, : len(pack.tokens)], expected, rtol=0, atol=1e-5)
+
+
+def test_runs_with_noise_differ_from_plain_ones_and_resume_bit_by_bit(plain, make_recipe):
     settings = {"regularization": {"embedding_noise": 5.0, "layer_dropout": 0.3}}
-    train(make_recipe("plain"))
     train(make_recipe("whole", **settings))
     stopped_after(make_recipe("broken", **settings), 3)
-    folders = {name: make_recipe(name).output for name in ("plain", "whole", "broken")}
+    folders = {"plain": plain, **{name: make_recipe(name).output for name in ("whole", "broken")}}
     evaluated = [json.loads((folders[name] / "plan.json").read_text())["settled"]["layout"] for name in folders]
 
     assert losses(folders["plain"]) != losses(folders["whole"])
@@ -189,12 +214,11 @@ def test_moving_average_follows_its_formula():
     assert float(weight.detach()) == 5.0
 
 
-def test_ema_is_judged_and_saved_and_resumes_bit_by_bit(make_recipe):
+def test_ema_is_judged_and_saved_and_resumes_bit_by_bit(plain, make_recipe):
     settings = {"schedule": {"ema_decay": 0.9}, "checkpoints": {"use": "last"}}
-    train(make_recipe("raw", checkpoints={"use": "last"}))
     train(make_recipe("whole", **settings))
     stopped_after(make_recipe("broken", **settings), 3)
-    raw, whole, broken = (make_recipe(name).output for name in ("raw", "whole", "broken"))
+    raw, whole, broken = plain, *(make_recipe(name).output for name in ("whole", "broken"))
     (*_, (_, last)) = list_checkpoints(whole / "checkpoints")
     validations = [
         [m["loss"] for m in read_jsonl(f / "metrics.jsonl") if m["kind"] == "evaluation"] for f in (raw, whole)
@@ -284,12 +308,17 @@ def test_soups_of_what_differs_are_refused_by_name(saved_model, tmp_path):
     tokenizer.add_tokens(["<other>"])
     tokenizer.save_pretrained(odd)
 
-    with pytest.raises(UserError, match=r"cannot be averaged: .* is .* in one"):
+    with pytest.raises(UserError, match=r"cannot be averaged: model_type is qwen3 in one, llama in the other"):
         soup([first, second], tmp_path / "soup")
     with pytest.raises(UserError, match="their tokenizers differ, in '<other>' first"):
         soup([first, str(odd)], tmp_path / "soup")
-    with pytest.raises(UserError, match=r"shares are at least 0 and add up to 1; found 0\.7, 0\.7"):
-        soup([first, first], tmp_path / "soup", [0.7, 0.7])
+    for shares in ([0.7, 0.7], [float("nan"), 1.0]):
+        with pytest.raises(UserError, match=r"shares are at least 0 and add up to 1; found "):
+            soup([first, str(odd)], tmp_path / "soup", shares)
+    with pytest.raises(UserError, match=r"qwen3 is named twice; name it once, and give it a larger weight"):
+        soup([first, first], tmp_path / "soup")
+    with pytest.raises(UserError, match=r"odd is not empty; name a new folder"):
+        soup([first, second], odd)
     with pytest.raises(UserError, match="at least 2 models; found 1"):
         soup([first], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
@@ -299,22 +328,27 @@ def test_soups_of_what_differs_are_refused_by_name(saved_model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ROPES)
-def test_our_table_of_rope_settings_is_the_librarys(kind, saved_model, caplog):
-    scaling = RopeScaling(type=kind, factor=2, **ROPES[kind])
-    parameters = {**scaling.parameters(64), "rope_theta": 1e4}
-    config = AutoConfig.from_pretrained(saved_model("qwen3"), max_position_embeddings=128)
-    library = logging.getLogger("transformers")
-    library.propagate = True
-    config.rope_parameters = dict(parameters)
-    validate = getattr(config, f"_validate_{kind}_rope_parameters")
-    with caplog.at_level(logging.WARNING, logger="transformers"):
-        validate(dict(parameters))
-    library.propagate = False
+def test_rotations_are_those_of_the_librarys_own_configuration(kind, saved_model):
+    """Written out as users of transformers do."""
+    written = {
+        "linear": {},
+        "dynamic": {},
+        "yarn": {"beta_fast": 16, "original_max_position_embeddings": 64},
+        "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64},
+    }
+    given = {"rope_type": kind, "factor": 4.0, "rope_theta": 1e4, **written[kind]}
+    context = 64 if kind == "dynamic" else 256
+    expected = AutoConfig.from_pretrained(saved_model("llama"), rope_parameters=given, max_position_embeddings=context)
+    found = AutoConfig.from_pretrained(saved_model("llama"), max_position_embeddings=64)
+    before = LlamaRotaryEmbedding(found)
+    scale_rope(found, RopeScaling(type=kind, factor=4, **ROPES[kind]))
+    places, hidden = torch.arange(200)[None], torch.zeros(1, 200, 32)
+    ours, theirs = (LlamaRotaryEmbedding(each) for each in (found, expected))
 
-    assert not caplog.records
-    for name in parameters.keys() - {"rope_theta", "beta_fast", "rope_type"}:
-        with pytest.raises(KeyError):
-            validate({k: v for k, v in parameters.items() if k != name})
+    assert found.max_position_embeddings == expected.max_position_embeddings
+    assert all(map(torch.equal, ours(hidden, places), theirs(hidden, places)))
+    assert not torch.equal(ours(hidden, places)[0], before(hidden, places)[0])
+    assert is_dynamic(found) == (kind == "dynamic")
 
 
 @pytest.mark.parametrize("kind", ROPES)
@@ -323,14 +357,19 @@ def test_longer_contexts_train_and_what_serves_has_them(kind, make_recipe, saved
     shutil.copytree(saved_model("llama"), short)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
-    scaling = {"type": kind, "factor": 4, **ROPES[kind]}
-    recipe = make_recipe(
-        model={"path": str(short), "rope_scaling": scaling}, schedule={"steps": 2}, evaluation={"every": 2}
-    )
+    blocks = {
+        "model": {"path": str(short), "rope_scaling": {"type": kind, "factor": 4, **ROPES[kind]}},
+        "schedule": {"steps": 1},
+        "evaluation": {"every": 1},
+    }
+    recipe = make_recipe(**blocks)
+    if kind == "dynamic":
+        with pytest.raises(UserError, match=r"of over 64 tokens .*there are up to \d+\); use yarn"):
+            train(recipe)
+        recipe = make_recipe(**blocks, data={"max_tokens": 64})
     train(recipe)
     tuned = load_contestant(str(recipe.output), "cpu").model
-    written = export(str(recipe.output), tmp_path / "exported")
-    after = AutoConfig.from_pretrained(written)
+    after = model_from(find_model(str(recipe.output)), torch.float32, merge=True).config
 
     assert np.isfinite(losses(recipe.output)).all()
     for found in (tuned.config, after):
@@ -339,8 +378,9 @@ def test_longer_contexts_train_and_what_serves_has_them(kind, make_recipe, saved
         assert found.max_position_embeddings == (64 if kind == "dynamic" else 256)
     assert tuned.get_base_model().model.rotary_emb.rope_type == kind
     assert AutoConfig.from_pretrained(short).rope_parameters["rope_type"] == "default"  # the base stays as it is
-    again = model_from(find_model(str(recipe.output)), torch.float32, merge=True)
-    assert again.config.rope_parameters == after.rope_parameters
+    if kind == "yarn":
+        written = export(str(recipe.output), tmp_path / "exported")
+        assert AutoConfig.from_pretrained(written).rope_parameters == after.rope_parameters
 
 
 def test_rope_is_refused_where_there_is_none(make_recipe, saved_model):
@@ -368,8 +408,9 @@ def test_rows_of_new_tokens_begin_where_their_descriptions_are(make_recipe, save
             assert not torch.equal(table[rows + 1], known.mean(0))
 
 
-@pytest.mark.parametrize("method", [{"type": "lora", "rank": 4}, "full"])
-@pytest.mark.parametrize("architecture", ["qwen3", "qwen3-tied"])
+@pytest.mark.parametrize(
+    ("method", "architecture"), [({"type": "lora", "rank": 4}, "qwen3"), ("full", "qwen3-tied")], ids=str
+)
 def test_new_tokens_train_and_load_with_what_was_trained(
     method, architecture, make_recipe, saved_model, data, tmp_path
 ):
@@ -380,7 +421,7 @@ def test_new_tokens_train_and_load_with_what_was_trained(
         model={"path": str(saved_model(architecture)), "new_tokens": {"<味>": "mist", "<unused>": ""}},
         data={"train": str(path)},
         method=method,
-        schedule={"steps": 12, "learning_rate": 1e-2},
+        schedule={"steps": 8, "learning_rate": 2e-2},
     )
     train(recipe)
     tuned = load_contestant(str(recipe.output), "cpu")
@@ -400,9 +441,10 @@ def test_new_tokens_train_and_load_with_what_was_trained(
     ids = torch.tensor([tuned.template.encode(["<味>mist"])[0]])
     with torch.no_grad():
         assert torch.allclose(tuned.model.eval()(ids).logits, whole.eval()(ids).logits, atol=1e-4)
-    again = make_recipe("more", model=str(recipe.output), method={"type": "lora", "rank": 2}, schedule={"steps": 1})
-    train(again)
-    assert load_contestant(str(again.output), "cpu").model.config.vocab_size == before + 2
+    if isinstance(method, dict):
+        again = make_recipe("more", model=str(recipe.output), method=method, schedule={"steps": 1})
+        train(again)
+        assert load_contestant(str(again.output), "cpu").model.config.vocab_size == before + 2
     with pytest.raises(UserError, match=r"model\.new_tokens: the tokenizer has '<味>' already"):
         train(make_recipe("twice", model={"path": str(recipe.output), "new_tokens": ["<味>"]}))
 

@@ -11,7 +11,9 @@ import typer
 from tunesmith.apps.cli.main import app
 from tunesmith.run.catalogue import catalogue
 
-COMMANDS = ["plan", "inspect", "train", "resume", "evaluate", "compare", "chat", "export", "demo", "list"]
+COMMANDS = [
+    *("plan", "inspect", "train", "resume", "evaluate", "compare", "chat", "export", "demo", "list", "soup", "import")
+]
 ADAPTER_COMMANDS = ["show", "add", "extract", "convert"]
 TUNESMITH = Path(sys.executable).with_name("tunesmith")
 

@@ -1,5 +1,6 @@
 """What each format makes of a row, and what it says of a row that is wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_openai_reads_roles_and_text_parts():
         ],
     )
 
-    assert conversation.messages == (Message("system", "诗人"), USER, ASSISTANT)
+    assert conversation.messages == (Message("system", "诗人"), replace(USER, parts=("上", "联")), ASSISTANT)
 
 
 @pytest.mark.parametrize("arguments", [{"of": "东"}, '{"of": "东"}'])
@@ -182,16 +183,41 @@ def test_openai_reads_reasoning(key):
 
 
 @pytest.mark.parametrize(
-    ("mark", "trained"), [({"train": False}, False), ({"weight": 0}, False), ({"weight": 1}, None)]
+    ("mark", "trained", "weight"),
+    [
+        ({"train": False}, False, 1.0),
+        ({"train": True}, True, 1.0),
+        ({"weight": 0}, False, 1.0),
+        ({"weight": 1}, None, 1.0),
+        ({"weight": 0.5}, None, 0.5),
+        ({"train": True, "weight": 2}, True, 2.0),
+        ({"train": False, "weight": 2}, False, 1.0),
+    ],
 )
-def test_openai_reads_which_turns_are_learnt(mark, trained):
+def test_openai_reads_which_turns_are_learnt_and_how_much(mark, trained, weight):
     turns = [
         {"role": "user", "content": "上联"},
         {"role": "assistant", "content": "错", **mark},
         {"role": "assistant", "content": "下联"},
     ]
 
-    assert [message.trained for message in read("openai", messages=turns).messages] == [None, trained, None]
+    messages = read("openai", messages=turns).messages
+
+    assert [message.trained for message in messages] == [None, trained, None]
+    assert [message.weight for message in messages] == [1.0, weight, 1.0]
+
+
+@pytest.mark.parametrize("mark", [{"train": True}, {"weight": 1}])
+def test_a_turn_that_is_not_the_assistants_is_learnt_on_request(mark):
+    assert read("openai", messages=[ASK | mark, ANSWER]).messages[0].trained is True
+
+
+def test_the_parts_of_a_content_are_kept_beside_the_whole():
+    parts = [{"type": "text", "text": "上"}, {"type": "text", "text": "联"}]
+    messages = read("openai", messages=[{"role": "user", "content": parts}, ANSWER]).messages
+
+    assert (messages[0].content, messages[0].parts) == ("上联", ("上", "联"))
+    assert messages[1].parts == ()
 
 
 def test_a_system_column_is_the_system_prompt():
@@ -232,8 +258,14 @@ ANSWER = {"role": "assistant", "content": "下联"}
             "messages[0].content[0]: found type 'image_url'; this version reads text only: "
             '{"type": "text", "text": "…"}',
         ),
-        ([ASK | {"weight": 1}, ANSWER], "messages[0]: asks to learn a user turn; only assistant turns are learnt"),
-        ([ASK, ANSWER | {"weight": 0.5}], "messages[1].weight: found the number 0.5; must be 0 or 1"),
+        (
+            [ASK, ANSWER | {"weight": -0.5}],
+            "messages[1].weight: found the number -0.5; must be a number from 0 on, such as 0, 0.5 or 1",
+        ),
+        (
+            [ASK, ANSWER | {"weight": True}],
+            "messages[1].weight: found true; must be a number from 0 on, such as 0, 0.5 or 1",
+        ),
         ([ASK, ANSWER | {"train": 0}], "messages[1].train: found the number 0; must be true or false"),
         (
             [ASK | {"tool_calls": [CALL]}, ANSWER],

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from tunesmith.core.errors import UserError
+from tunesmith.methods import METHODS
+from tunesmith.models.known_shapes import known_name, known_shapes
 from tunesmith.recipe.read import recipe_from_values
 from tunesmith.run.cards import CARDS, GIB, find_card, read_size
-from tunesmith.run.defaults import Facts, seeds_of_failure, usual_rate
+from tunesmith.run.defaults import _MEASURED_RATES, Facts, method_rate, seeds_of_failure, usual_rate
 
 
 @pytest.fixture
@@ -73,6 +75,34 @@ def test_the_rate_follows_method_and_size(make_recipe):
     assert "QLoRA" in usual_rate(lora, 70_000_000_000)[1]
 
 
+def test_every_method_has_a_sane_rate():
+    """Between full fine-tuning's and that of circulant adapters; no rate is for a method that is unknown."""
+    rates = {name: method_rate(METHODS.get(name)) for name in METHODS.names()}
+
+    assert set(rates) >= set(_MEASURED_RATES)
+    assert all(1e-5 <= rate <= 0.5 for rate in rates.values())
+    assert rates["lora"] == pytest.approx(10 * rates["full"])
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B"),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "meta-llama/Llama-3.1-8B"),
+        ("google/gemma-2-9b-it", "google/gemma-2-9b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistralai/Mistral-7B-v0.3"),
+        ("Qwen/Qwen3-8B-VL", None),
+    ],
+)
+def test_a_known_shape_is_found_by_name(path, name):
+    assert known_name(path) == name
+
+
+def test_known_names_are_known_as_themselves():
+    assert [known_name(name) for name in known_shapes()] == list(known_shapes())
+
+
 def test_weights_from_nothing_learn_faster(make_recipe):
     rate, why = usual_rate(make_recipe(model={"scratch": {}}), 100_000_000)
 
@@ -80,9 +110,7 @@ def test_weights_from_nothing_learn_faster(make_recipe):
     assert "nothing" in why
 
 
-SOUND = Facts(
-    examples=5000, trained_tokens=500_000, cut=0, steps=900, learning_rate=2e-4, parameters=10**9, trained=10**7
-)
+SOUND = Facts(examples=5000, trained_tokens=500_000, steps=900, learning_rate=2e-4, parameters=10**9, trained=10**7)
 
 
 def test_a_sound_run_is_told_nothing(make_recipe):
@@ -95,7 +123,6 @@ def test_a_sound_run_is_told_nothing(make_recipe):
         ({"learning_rate": 1e-2}, "50 times what is usual for lora"),
         ({"trained_tokens": 2000}, "rank 16 is more than so little data supports"),
         ({"trained_tokens": 10**8}, "more than 10,000,000 adapter weights can hold"),
-        ({"cut": 500}, "10% of the examples are longer than data.max_tokens"),
         ({"examples": 100, "steps": 200}, "32 passes over 100 examples"),
         ({"examples": 30, "steps": 6}, "only 6 optimizer steps"),
     ],

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tunesmith.core.errors import UserError
@@ -484,6 +484,7 @@ def test_the_margin_is_that_of_a_paired_difference():
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))
 def test_ticks_are_even_and_enclose_what_is_drawn(low, width, count):
+    assume(width > 1e-9 * abs(low))  # nobody draws what differs in the tenth digit
     ticks = round_ticks(low, low + width, count)
     gaps = [b - a for a, b in pairwise(ticks)]
 

@@ -43,6 +43,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise :class:`UserError` where *path* cannot become a new folder, before the work that would fill it."""
+    if path.is_file():
+        raise UserError(f"{path} is a file; name a new folder")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path} is not empty; name a new folder")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"cannot write {path}: {above} is a file")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"cannot write {path}: {above} is not ours to write in")
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; on success it becomes *path* in one rename, on failure it is removed."""

@@ -7,6 +7,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class ProcessSettings:
@@ -39,6 +41,17 @@ def cache_folder() -> Path:
     if chosen := get("TUNESMITH_CACHE"):
         return Path(chosen).expanduser()
     return Path(get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tunesmith"
+
+
+def model_hub() -> str:
+    """Return where models are downloaded from: ``TUNESMITH_HUB``, else the Hugging Face Hub.
+
+    Raises :class:`UserError` for a hub that there is not.
+    """
+    chosen = os.environ.get("TUNESMITH_HUB") or "huggingface"
+    if chosen not in ("huggingface", "modelscope"):
+        raise UserError(f"TUNESMITH_HUB: there is no hub {chosen!r}; there are huggingface and modelscope")
+    return chosen
 
 
 def cpp_compiler() -> str | None:

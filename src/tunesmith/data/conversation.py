@@ -1,5 +1,7 @@
 """The one shape of training data: a conversation, whatever file it came from."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,11 +38,40 @@ class BadRow:
         return f"{self.origin}: {self.message}"
 
 
+def normal_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool call with its arguments as values, as chat templates expect them.
+
+    OpenAI's clients send them as JSON text.  Raises ``ValueError`` for a call without a name, or whose arguments are
+    no object.
+    """
+    function = call.get("function", call)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"a tool call without the name of a function: {dict(call)!r}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.strip():
+        arguments = json.loads(arguments)
+    arguments = arguments or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"arguments of the tool call {name} are no object: {arguments!r}")
+    kept = {key: value for key, value in call.items() if key not in ("type", "function", "name", "arguments")}
+    return {"type": "function", "function": {"name": name, "arguments": dict(arguments)}, **kept}
+
+
+def call_as_text(call: Mapping[str, Any]) -> str:
+    """Return a tool call as one line of JSON, name and arguments: how answers of any template are compared."""
+    function = normal_tool_call(call)["function"]
+    return json.dumps(function, ensure_ascii=False, sort_keys=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn.  ``trained`` says whether the turn is learnt; ``None`` leaves it to the stage, ``False`` is never.
 
-    ``name`` and ``tool_call_id`` tie a tool's result to its call; some templates print them.
+    ``name`` and ``tool_call_id`` tie a tool's result to its call; some templates print them.  ``weight`` is how much
+    each of its tokens counts where it is learnt.  ``parts`` are the texts that *content* joins, where the row had
+    several: a template may write something between them.  The arguments of tool calls are values: given as JSON text,
+    they are read (``ValueError`` where that is no object).
     """
 
     role: Role
@@ -50,6 +81,12 @@ class Message:
     trained: bool | None = None
     name: str | None = None
     tool_call_id: str | None = None
+    weight: float = 1.0
+    parts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tool_calls:
+            object.__setattr__(self, "tool_calls", tuple(map(normal_tool_call, self.tool_calls)))
 
     def as_template_input(self) -> dict[str, Any]:
         """Return the message as chat templates expect it."""
@@ -80,6 +117,10 @@ class Conversation:
             if self.messages[index].role == "assistant":
                 return self.messages[:index]
         return self.messages
+
+    def reference_calls(self) -> tuple[dict[str, Any], ...]:
+        """Return the tool calls of the last assistant turn."""
+        return next((m.tool_calls for m in reversed(self.messages) if m.role == "assistant"), ())
 
     def reference(self) -> str:
         """Return the last assistant turn's content: what a good answer looks like; empty where there is none."""

@@ -133,7 +133,7 @@ def _explain_bad_rows(bad: Sequence[BadRow], rows: int, *, skipped: bool) -> str
 def _identity(conversation: Conversation) -> int:
     """Return a number that equal conversations share, wherever they were read."""
     turns = tuple(
-        (m.role, m.content, m.reasoning, repr(m.tool_calls), m.trained, m.name, m.tool_call_id)
+        (m.role, m.content, m.reasoning, repr(m.tool_calls), m.trained, m.name, m.tool_call_id, m.weight, m.parts)
         for m in conversation.messages
     )
     return hash((turns, conversation.text, repr(conversation.tools)))

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tunesmith.core.errors import UserError
 from tunesmith.engine.attention import UnsupportedAttentionError, by_layer_type
 from tunesmith.engine.checkpoint import training_weights
 from tunesmith.engine.example import Example
 from tunesmith.engine.lora import fuse_lora, unfuse_lora
 from tunesmith.engine.model import PackModel, pack_arguments
-from tunesmith.engine.pack import SHORTEST_SHARED, Layout, build_packs
+from tunesmith.engine.pack import ROWS, SHORTEST_SHARED, Layout, build_packs
 from tunesmith.templates.tokens import TokenSequence
 
 if TYPE_CHECKING:
@@ -27,9 +28,18 @@ _TIMES = 4
 # how far two backends' gradients of the embedded tokens are apart at most, relative to their norm: rounding grows with
 # the layers it goes through, a wrong kernel is off by the gradient itself
 _GRADIENT_ROUNDING = {"no": 1e-3, "bf16": 0.3, "fp16": 0.1}
-_EXAMPLES, _TOKENS = 4, 512
+_EXAMPLES, _TOKENS = 4, 128
 # whatever a foreign architecture raises at a mask it does not know, and a compiler at a kernel that does not fit
-_REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, NotImplementedError)
+_REFUSALS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    NotImplementedError,
+    AssertionError,
+)
 _LOOKED_AT = 1000  # examples that those few are chosen from
 
 
@@ -40,33 +50,40 @@ def choose_layout(
 
     Compares log-probabilities of a few examples; may tell *model* to compute its logits the plain way.
     """
-    few = _choose_examples(examples)
+    few = choose_examples(examples)
     notices: list[str] = []
     # takes effect where gradients are wanted, so the reference below is peft's own
     fuse_lora(model.model, in_place=not model.keeps_products)
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         expected = _reference(model, few, accelerator.device)
-        if model.separate_head and (far := _misfit(model, few, "padded", accelerator, expected)):
+        if model.separate_head and (far := _misfit(model, few, "single", accelerator, expected)):
             model.separate_head = False
             notices.append(
                 f"the model does more with its logits than its head says (off by {far:.1e}): logits computed whole"
             )
         layout = wanted
-        if layout != "padded":
+        if layout not in ROWS:
             notices += _drop_misfits(model, few, layout, accelerator, expected)
         far = _misfit(model, few, layout, accelerator, expected)
-        if far and layout != "padded":
-            notices.append(
-                f"layout {layout} does not fit {model.base.config.model_type}, whose layers cannot be masked "
-                f"({_unmaskable(model) or _off(far)}): padded instead"
-            )
+        if not far and layout not in ROWS and _refuses_long_packs(model, few, accelerator.device):
+            why, far = "refuses packs longer than a text it is made for", float("inf")
+        else:
+            why = f"has layers that cannot be masked ({_unmaskable(model) or _off(far)})"
+        if far and layout not in ROWS:
+            notices.append(f"layout {layout} does not fit {model.base.config.model_type}, which {why}: padded instead")
             layout = "padded"
             far = _misfit(model, few, layout, accelerator, expected)
-        if far:
+        if far and layout == "padded":
             notices.append(
-                f"padded rows differ from single sequences ({_off(far)}): this model mixes what it should not"
+                f"padded rows differ from single sequences ({_off(far)}), for this model looks at the filling: "
+                "one sequence a pass instead"
             )
+            layout = "single"
+            _check_single(examples)
+            far = _misfit(model, few, layout, accelerator, expected)
+        if far:
+            notices.append(f"sequences differ from what the model itself makes of them ({_off(far)})")
     model.train()
     return layout, notices
 
@@ -125,7 +142,7 @@ def _input_gradient(model: PackModel, pack: Any, accelerator: Any) -> Tensor:
     return gradient.flatten(0, 1).float()
 
 
-def _choose_examples(examples: Sequence[Example]) -> list[Example]:
+def choose_examples(examples: Sequence[Example]) -> list[Example]:
     """Return sequences of a few examples from short to long, and one that branches off the longest, an example each.
 
     So every layout has sequences to keep apart, and ``prefix`` has something to share, even where the data has not.
@@ -138,6 +155,37 @@ def _choose_examples(examples: Sequence[Example]) -> list[Example]:
     shared = max(SHORTEST_SHARED, len(tokens) // 2)
     sequences.append(TokenSequence.trained_from(tokens[:shared] + tokens[shared:][::-1], 1))
     return [Example((sequence,)) for sequence in sequences]
+
+
+def shortest_examples(examples: Sequence[Example]) -> list[Example]:
+    """Return the few examples that the check of gradients takes."""
+    return _sort_some(examples)[:_EXAMPLES]
+
+
+def _check_single(examples: Sequence[Example]) -> None:
+    """Raise :class:`UserError` where sequences of one example could not go alone, or together without filling."""
+    for example in examples:
+        if len({len(sequence) for sequence in example.sequences}) > 1:
+            raise UserError(
+                f"engine.layout: this model looks at the filling of rows, and {example.origin} has several sequences "
+                "that go through it together; use examples of one sequence, or another model"
+            )
+
+
+def _refuses_long_packs(model: PackModel, examples: Sequence[Example], device: Any) -> bool:
+    """Say whether *model* takes packs of no more tokens than it has positions: its code cuts tables of that size.
+
+    Only models with such a table are asked: a pass of so many tokens takes time.
+    """
+    positions = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
+    if not positions or not any(positions in buffer.shape for buffer in model.base.buffers()):
+        return False
+    (pack,) = build_packs(list(examples) * (positions // sum(e.tokens for e in examples) + 1), "packed", 2**31)
+    try:
+        model(**pack_arguments(pack.to(device)))
+    except _REFUSALS:
+        return True
+    return False
 
 
 def _sort_some(examples: Sequence[Example]) -> list[Example]:
@@ -178,7 +226,7 @@ def _misfit(
     """Return how far *layout* is off where that is more than rounding, else 0."""
     device, (least, most) = accelerator.device, _ROUNDING[accelerator.mixed_precision]
     far = _distance(model, examples, layout, device, expected)
-    if far > least and layout != "padded":
+    if far > least and layout not in ROWS:
         # a sequence alone goes through the same kernels, but has nothing to mix with: what it is off by is rounding
         alone = max(_distance(model, [example], "packed", device, expected) for example in examples)
         most = min(most, max(least, _TIMES * alone))
@@ -189,16 +237,18 @@ def _distance(
     model: PackModel, examples: Sequence[Example], layout: Layout, device: Any, expected: dict[int, list[Tensor]]
 ) -> float:
     """Return the largest difference from *expected*; infinite where the model refuses the layout."""
-    (pack,) = build_packs(examples, layout, budget=2**31)
-    tensors = pack.to(device)
-    try:
-        found = model(**pack_arguments(tensors))
-    except _REFUSALS:
-        return float("inf")
-    # predictions come in forest order: bring them back to the order of the pack's examples and their positions
-    order = torch.argsort(_position(tensors), stable=True)
-    wanted = torch.cat([part for example in pack.examples for part in expected[id(example)]])
-    return float((found[order] - wanted).abs().max())
+    far = 0.0
+    for pack in build_packs(examples, layout, budget=2**31):
+        tensors = pack.to(device)
+        try:
+            found = model(**pack_arguments(tensors))
+        except _REFUSALS:
+            return float("inf")
+        # predictions come in forest order: bring them back to the order of the pack's examples and their positions
+        order = torch.argsort(_position(tensors), stable=True)
+        wanted = torch.cat([part for example in pack.examples for part in expected[id(example)]])
+        far = max(far, float((found[order] - wanted).abs().max()))
+    return far
 
 
 def _position(pack: Any) -> Tensor:
@@ -210,7 +260,7 @@ def _position(pack: Any) -> Tensor:
 def _drop_wrong_decoder(model: PackModel, examples: Sequence[Example], layout: Layout, accelerator: Any) -> list[str]:
     """Leave the layers to transformers where our own forward pass gives other gradients; return a notice then."""
     decoder = model.decoder
-    if decoder is None or layout == "padded":
+    if decoder is None or layout in ROWS:
         return []
     (pack,) = build_packs(examples, layout, budget=2**31)
     tensors = pack.to(accelerator.device)
@@ -241,7 +291,7 @@ def check_gradients(
     The fused LoRA layers run only where gradients are wanted: their loss must be that of peft's own, or they are
     switched off.  Every weight that trains must receive a finite gradient.
     """
-    few = _sort_some(examples)[:_EXAMPLES]
+    few = shortest_examples(examples)
     _, most = _ROUNDING[accelerator.mixed_precision]
     model.eval()
     notices = _drop_wrong_decoder(model, few, layout, accelerator)

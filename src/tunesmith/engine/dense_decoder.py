@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.engine.lora import is_plain_lora
+from tunesmith.models.quantized_base import is_quantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,6 +85,8 @@ def fits(base: PreTrainedModel) -> bool:
     return (
         base.device.type == "cpu"  # measured there only
         and kind in _MODELS
+        # their library knows how to multiply with packed weights
+        and not is_quantized(base)
         and type(model).__module__ == f"transformers.models.{kind}.modeling_{kind}"
         and base.config.hidden_act == "silu"
         and not any(_hooked(module) for layer in model.layers for module in layer.modules())

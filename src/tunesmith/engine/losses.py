@@ -47,11 +47,9 @@ class _Head:
     def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, cap: float, scale: float) -> None:
         self.hidden, self.weight, self.bias, self.cap, self.scale = hidden_MD, weight_VD, bias_V, cap, scale
         vocabulary = len(weight_VD)
-        rows = _chunk_rows(weight_VD.device, weight_VD.element_size() * vocabulary)
-        self.rows = min(rows, _filled(len(hidden_MD)) or rows)
-        self.block_rows = self.rows
-        if weight_VD.device.type == "cpu":
-            self.block_rows = min(self.rows, max(1, BLOCK_BYTES // (4 * vocabulary)))
+        self.rows, self.block_rows = _rows_at_once(
+            weight_VD.device.type, vocabulary, weight_VD.element_size(), len(hidden_MD)
+        )
         self._logits = weight_VD.new_empty((self.rows, vocabulary))
         self._block = None
         if weight_VD.dtype != torch.float32:
@@ -127,9 +125,23 @@ def _filled(rows: int) -> int:
     return rows + -rows % ROW_STEP
 
 
-def _chunk_rows(device: torch.device, row_bytes: int) -> int:
-    chunk_bytes = CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+def chunk_rows(device: str, row_bytes: int) -> int:
+    """Return how many predictions a chunk has on *device*, whose logits take *row_bytes* each."""
+    chunk_bytes = CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     return _filled(max(1, chunk_bytes // row_bytes))
+
+
+def _rows_at_once(device: str, vocabulary: int, number_bytes: int, predictions: int) -> tuple[int, int]:
+    """Return the rows of a chunk and those of a block."""
+    rows = chunk_rows(device, number_bytes * vocabulary)
+    rows = min(rows, _filled(predictions) or rows)
+    return rows, min(rows, max(1, BLOCK_BYTES // (4 * vocabulary))) if device == "cpu" else rows
+
+
+def chunk_memory(device: str, vocabulary: int, number_bytes: int, predictions: int) -> int:
+    """Return the bytes that chunks and blocks of logits take on *device*, in numbers of *number_bytes* each."""
+    rows, block_rows = _rows_at_once(device, vocabulary, number_bytes, predictions)
+    return vocabulary * (rows * number_bytes + (block_rows * 4 if number_bytes < 4 else 0))
 
 
 class _GradientSums:
@@ -304,7 +316,7 @@ def _through_module(
     while not parts or start < len(hidden_MD):
         at = slice(start, start + rows)
         parts.append(checkpoint(compute, hidden_MD[at], target_M[at], use_reentrant=False))
-        start, rows = at.stop, _chunk_rows(hidden_MD.device, 4 * vocabulary)
+        start, rows = at.stop, chunk_rows(hidden_MD.device.type, 4 * vocabulary)
     log_p_M, mean_M, log_total_M = torch.cat(parts, 1)
     return log_p_M, mean_M, log_total_M
 

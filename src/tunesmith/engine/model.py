@@ -149,7 +149,7 @@ def _filled(tokens: Tensor, depth: Tensor, reach: Tensor, step: int) -> tuple[Te
         return tokens, depth, reach
     filling = torch.arange(extra, device=tokens.device)
     return (
-        torch.cat((tokens, torch.zeros_like(filling))),
+        torch.cat((tokens, tokens[-1:].expand(extra))),
         torch.cat((depth, filling)),
         torch.cat((reach, torch.full_like(filling, len(tokens) + extra))),
     )

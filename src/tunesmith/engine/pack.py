@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from tunesmith.engine.example import Example
 from tunesmith.templates.tokens import TokenSequence
 
-Layout = Literal["prefix", "packed", "padded"]
+Layout = Literal["prefix", "packed", "padded", "single"]
+ROWS = ("padded", "single")
+"""Layouts of one sequence a row; the others put several into one."""
 
 # A shared prefix shorter than this is computed again: a branch costs attention more than a few tokens cost the rest.
 SHORTEST_SHARED = 8
@@ -63,6 +65,8 @@ class Pack:
 
 def build_packs(examples: Sequence[Example], layout: Layout, budget: int) -> list[Pack]:
     """Return *examples* as packs of about *budget* tokens; an example is never split, so a long one may exceed it."""
+    if layout == "single":
+        return [_padded([example]) for example in examples]
     if layout == "padded":
         return [_padded(group) for group in _fill_rows(examples, budget)]
     shared = SHORTEST_SHARED if layout == "prefix" else None
@@ -131,14 +135,18 @@ def _fill_forest(examples: Sequence[Example], shortest: int | None, budget: int)
 
 
 def _padded(examples: list[Example]) -> Pack:
-    """Return one sequence a row, filled up with token 0 that nothing attends to."""
+    """Return one sequence a row, filled up with its last token, which nothing attends to.
+
+    Not with token 0: the row of a padding token may be zero, and layers that divide by what it becomes (Gemma 3n) give
+    gradients that are no numbers.
+    """
     sequences = [s for e in examples for s in e.sequences]
     width = max(map(len, sequences))
     tokens = np.zeros((len(sequences), width), np.int64)
     depth = np.tile(np.arange(width), (len(sequences), 1))
     reach = np.zeros_like(tokens)
     for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = sequence.tokens
+        tokens[row, : len(sequence)], tokens[row, len(sequence) :] = sequence.tokens, sequence.tokens[-1]
         reach[row, : len(sequence)] = row * width + len(sequence)
     predictions = [_predictions(s, row * width + np.arange(len(s)), row) for row, s in enumerate(sequences)]
     return _pack(tokens.ravel(), depth.ravel(), reach.ravel(), predictions, width, examples)

@@ -52,13 +52,14 @@ def stream_answer(
     settings: Generation,
     *,
     stop_ids: Sequence[int],
+    keep_control: bool = False,
 ) -> Iterator[str]:
-    """Yield the answer to one prompt piece by piece, as it is written."""
+    """Yield the answer to one prompt piece by piece, as it is written; *keep_control* leaves control tokens in it."""
     from threading import Thread
 
     from transformers import TextIteratorStreamer
 
-    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=not keep_control)
     tokens = torch.tensor([list(prompt)], device=model.device)
     options = _options(stop_ids, settings)
     failures: list[BaseException] = []

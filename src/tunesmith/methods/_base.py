@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import Spec
 
 if TYPE_CHECKING:
@@ -47,11 +47,18 @@ class Method(Spec):
     needs_plain_weights: ClassVar[str] = ""
     """Why it cannot train beside weights that are quantized; it can where empty."""
 
+    refused_quantizations: ClassVar[dict[str, str]] = {}
+    """Kinds of quantized weights beside which it cannot train, each with why."""
+
     makes_up_for_quantization: ClassVar[bool] = False
     """Whether its adapter holds what quantization lost, so that it is not merged into the original weights."""
 
     cannot_continue: ClassVar[str] = ""
     """Why a saved adapter of it cannot go on training as it is; it can where empty."""
+
+    def check_machine(self, device: str) -> Iterable[Problem]:  # noqa: ARG002 - for those that override it
+        """Yield why it cannot train on *device* (``cpu``, ``cuda``, ``mps``)."""
+        return ()
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
         """Return *model* ready for training: adapters added, ``requires_grad`` set on exactly what trains.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import suggest
 from tunesmith.methods._peft import AbstractPeft
-from tunesmith.methods._whole import transformer_blocks
+from tunesmith.methods._whole import text_part, transformer_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ class AbstractLayers(AbstractPeft):
     """The word for :meth:`usual_targets`."""
 
     targets: str | list[str] = ALL_LINEAR
-    """``all-linear`` (every linear layer but output head and routers), names of modules, or one regular expression."""
+    """``all-linear`` (all that text trains, but output head and routers), names of modules, or a regular expression."""
 
     exclude: str | list[str] = []
     """Modules that are left out all the same: names, or one regular expression."""
@@ -96,14 +97,47 @@ class AbstractLayers(AbstractPeft):
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the names of every linear layer but the output head and what chooses between experts."""
+    """Return the names of every linear layer that text can train, but the output head and what chooses.
+
+    What chooses between experts, or which tokens are seen, is left alone, and what no text goes through: towers for
+    images and sound, attention to an encoder that is not there, and what reads only the matrix of a layer.
+    """
     head = model.get_output_embeddings()
-    routers = set(_routers(model))
+    left_out = {*_routers(model), *_read_as_matrices(model), *_tied(model)}
+    reads_text = text_part(model)
     return [
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and module is not head and name not in routers
+        if _is_linear(module)
+        and module is not head
+        and name not in left_out
+        and reads_text(name)
+        and not _ASIDE.intersection(name.split("."))
     ]
+
+
+# what chooses tokens (sparse attention), looks at an encoder's states, sums a text up in one vector, fits in an image
+_ASIDE = frozenset({"indexer", "encoder_attn", "crossattention", "cross_attn", "pooler", "visual_projection"})
+
+
+def _tied(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the names of linear layers that share their matrix: what adapters add to one could not be merged.
+
+    With another layer (Zamba), or with the embedding, where the model does not call it its output head (CPM-Ant).
+    """
+    found = [(name, getattr(module, "weight", None)) for name, module in model.named_modules() if _is_linear(module)]
+    embedding: Any = model.get_input_embeddings()
+    counts = Counter([id(embedding.weight), *(id(weight) for _, weight in found)])
+    # quantized layers may call theirs something else
+    yield from (name for name, weight in found if weight is not None and counts[id(weight)] > 1)
+
+
+def _read_as_matrices(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the names of linear layers whose matrix Mamba's fused kernels take, past any adapter on them."""
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if "A_log" in own and "D" in own:
+            yield from (f"{name}.{child}" for child in ("out_proj", "x_proj", "dt_proj"))
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -111,6 +145,8 @@ def _is_linear(module: nn.Module) -> bool:
     from torch import nn
 
     kind = type(module).__name__
+    if "n_groups" in vars(module):  # a matrix for each part of its input (DeepSeek V4), which no adapter is made for
+        return False
     return (
         isinstance(module, nn.Linear) or kind == "Conv1D" or (kind.endswith("Linear") and "in_features" in vars(module))
     )

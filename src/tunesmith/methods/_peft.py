@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.methods._base import Method
+from tunesmith.models.load import fitting
 from tunesmith.models.peft_warnings import quiet_peft
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class AbstractPeft(Method):
                 wrapped: Any = peft.get_peft_model(model, config)
             except (ValueError, TypeError, NotImplementedError) as error:
                 raise UserError(f"model.adapter: {adapter} does not fit its base: {error}") from None
-            if model.device.type != "meta":
+        if model.device.type != "meta":
+            with fitting(adapter), quiet_peft():
                 peft.set_peft_model_state_dict(wrapped, peft.load_peft_weights(str(adapter), device="cpu"))
         return cast("nn.Module", wrapped)
 

@@ -10,6 +10,10 @@ from tunesmith.methods._layers import AbstractLayers
 class C3A(AbstractLayers):
     """Train circulant blocks, multiplied by the fast Fourier transform: high rank for few weights."""
 
+    refused_quantizations: ClassVar[dict[str, str]] = {
+        "int8": "peft changes the layer's result in place, which bitsandbytes does not allow"
+    }
+
     peft_config: ClassVar[str] = "C3AConfig"
 
     block_size: Annotated[int, Field(ge=1)] = 256

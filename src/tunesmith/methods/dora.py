@@ -9,6 +9,7 @@ class DoRA(AbstractLoRA):
     """Train the direction of the weights with LoRA and their magnitude as a vector: nearer to full training, slower."""
 
     adapts_experts: ClassVar[bool] = False
+    refused_quantizations: ClassVar[dict[str, str]] = {"int8": "peft cannot take the norms of the weights"}
 
     def variant(self) -> dict[str, Any]:
         """Return the switch."""

@@ -10,6 +10,10 @@ from tunesmith.methods._layers import AbstractLayers
 class GraLoRA(AbstractLayers):
     """Train small adapters for blocks of the weights: more expressive than LoRA of the same size at high ranks."""
 
+    refused_quantizations: ClassVar[dict[str, str]] = {
+        "int8": "peft changes the layer's result in place, which bitsandbytes does not allow"
+    }
+
     peft_config: ClassVar[str] = "GraloraConfig"
 
     rank: Annotated[int, Field(ge=1)] = 32

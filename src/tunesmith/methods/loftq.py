@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from tunesmith.methods._base import Start
 
+_KINDS = ("nf4", "fp4")
+_DEVICES = ("cuda", "xpu")
+
 
 class LoftQ(AbstractLoRA):
     """Train LoRA that first makes up for the error of 4-bit quantization; needs a base that bitsandbytes quantizes."""
@@ -27,9 +30,19 @@ class LoftQ(AbstractLoRA):
     def check(self, recipe: Any) -> Iterable[Problem]:
         """Refuse what no adapter can be put on, and weights that are not quantized."""
         yield from super().check(recipe)
-        if not recipe.model.model_dump().get("quantization"):
-            problem = "loftq makes up for what 4-bit quantization loses, but the model is not quantized"
-            yield Problem("method", problem, hint="set model.quantization, or use method: pissa")
+        found = recipe.model.quantization
+        if found is None:
+            problem = "loftq makes up for what 4-bit quantization loses, but the model is not quantized by the recipe"
+            yield Problem("method", problem, hint="set model.quantization: nf4, or use method: pissa")
+        elif found.type_name() not in _KINDS:
+            problem = f"loftq makes up for what nf4 and fp4 lose, and the base is kept in {found.type_name()}"
+            yield Problem("method", problem, hint="set model.quantization: nf4, or use method: lora")
+
+    def check_machine(self, device: str) -> Iterable[Problem]:
+        """Refuse a CPU, on which peft does not compute what was lost."""
+        if device not in _DEVICES:
+            problem = f"peft computes loftq on a GPU only, and this machine has {device}"
+            yield Problem("method", problem, hint="use method: lora")
 
     def begin(self, model: nn.Module, start: Start) -> None:  # noqa: ARG002 - the data does not matter
         """Set each adapter to the best approximation of its layer's quantization error; raise where it cannot."""
@@ -39,7 +52,7 @@ class LoftQ(AbstractLoRA):
         wrapped, base = cast("Any", model), self.base_model(model)
         if not getattr(base, "is_loaded_in_4bit", False):
             raise UserError("method: loftq makes up for what 4-bit quantization loses, but the model is not quantized")
-        if base.device.type not in ("cuda", "xpu"):
+        if base.device.type not in _DEVICES:
             raise UserError(f"method: peft computes loftq on a GPU only, and the model is on {base.device.type}")
         place = base.config._name_or_path
         with torch.no_grad():

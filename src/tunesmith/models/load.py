@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import suggest
 from tunesmith.models.fingerprint import check_base
+from tunesmith.models.hub import HubName, locate
 from tunesmith.models.new_tokenizer import make_tokenizer
 from tunesmith.models.new_tokens import add_tokens, begin_tokens, grow
 from tunesmith.models.peft_warnings import quiet_peft
 from tunesmith.models.quantized_base import TrainedOn, is_quantized, loading_options, steady, trained_on
 from tunesmith.models.rope import copy_rope, scale_rope
 from tunesmith.models.schema import Model, Scratch, weights_folder
+from tunesmith.models.sentencepiece_file import load_sentencepiece, sentencepiece_folder
+from tunesmith.models.vocabulary import check_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -77,23 +80,53 @@ def check_model(path: str) -> None:
         raise UserError(str(Problem("", problem.message, hint=problem.hint)))
 
 
-def find_model(path: str) -> Place:
-    """Resolve a run, adapter or model folder, or a Hub name; raise :class:`UserError` for a folder that is none."""
+def find_model(path: str, hub: HubName = "auto", revision: str | None = None, *, weights: bool = True) -> Place:
+    """Resolve a run, adapter or model folder, or a name; raise :class:`UserError` for a folder that is none.
+
+    A name on ModelScope becomes the folder that its files are downloaded to, without the *weights* where not needed.
+    """
     folder = Path(path)
     if not folder.is_dir():
-        return Place(path)
+        return Place(locate(path, hub, revision, weights=weights))
     folder = weights_folder(folder)
     if (folder / "adapter_config.json").exists():
-        base = json.loads((folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-        inner = find_model(base)
+        inner = _find_base(folder)
         return Place(inner.base, folder, inner.adapters, trained_on(folder))
     return Place(str(folder))
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return an adapter's configuration; raise :class:`UserError` where it is none, or names no base."""
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    missing = [name for name in ("peft_type", "base_model_name_or_path") if not found.get(name)]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}; write it there")
+    return cast("dict[str, Any]", found)
+
+
+def _find_base(adapter: Path) -> Place:
+    base = str(read_adapter_config(adapter)["base_model_name_or_path"])
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(
+            f"{adapter} was trained on {base}, which is not there any more; put it back, or write where it is now "
+            f"as base_model_name_or_path in {adapter / 'adapter_config.json'}"
+        )
+    return find_model(base)
+
+
+def _place(model: Model, *, weights: bool = False) -> Place:
+    """Return where *model* is, which is no new one."""
+    assert model.path is not None
+    return find_model(model.path, model.hub, model.revision, weights=weights)
+
+
 def start_place(model: Model) -> Place:
     """Return what training adds to: all that *model* names, but not the adapter that itself goes on training."""
-    assert model.path is not None
-    place = find_model(model.path)
+    place = _place(model, weights=True)
     return place.below if model.adapter == "continue" else place
 
 
@@ -103,8 +136,28 @@ def changes_config(model: Model) -> bool:
         return True
     if model.path is None or model.adapter == "merge":
         return False
-    place = find_model(model.path)
+    place = _place(model)
     return place.adapter is not None and _has_config(place.adapter)
+
+
+def can_be_read(name: str, seconds: float = 5) -> bool:
+    """Say whether a model of the Hub has its configuration here, or answers within *seconds*.
+
+    Loading would find out, too, but asks again and again for a minute and a half.
+    """
+    from urllib.request import urlopen
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urlopen(f"{constants.ENDPOINT}/api/models/{name}", timeout=seconds):
+            return True
+    except OSError:
+        return False
 
 
 def load_tokenizer(model: Model, training_texts: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
@@ -114,10 +167,7 @@ def load_tokenizer(model: Model, training_texts: Callable[[], Iterable[str]]) ->
         if not isinstance(wanted, str):
             return make_tokenizer(wanted, training_texts())
         return tokenizer_from(wanted)
-    assert model.path is not None
-    found = tokenizer_from(
-        find_model(model.path).tokenizer, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    found = tokenizer_from(_place(model).tokenizer, revision=model.revision, trust_remote_code=model.trust_remote_code)
     add_tokens(found, model.new_tokens)
     return found
 
@@ -127,7 +177,12 @@ def tokenizer_from(path: str, **options: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _told(path, "tokenizer"):
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **options))
+        alone = sentencepiece_folder(path, options.get("revision"))
+        found: Any = load_sentencepiece(alone, path) if alone is not None else None
+        found = AutoTokenizer.from_pretrained(path, **options) if found is None else found
+    if len(found) <= len(set(found.all_special_ids)):  # where no file is found some classes go without
+        raise UserError(f"model: the tokenizer of {path} has no tokens; tokenizer.json or tokenizer.model is missing")
+    return cast("PreTrainedTokenizerBase", found)
 
 
 def load_stop_ids(model: Model) -> list[int]:
@@ -136,7 +191,7 @@ def load_stop_ids(model: Model) -> list[int]:
 
     if model.path is None:
         return []
-    place = find_model(model.path)
+    place = _place(model)
     for where in filter(None, (place.adapter, place.base)):
         try:
             ids = GenerationConfig.from_pretrained(str(where), revision=model.revision or "main").eos_token_id
@@ -155,13 +210,14 @@ def load_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> PreTrainedC
     else:
         assert model.path is not None
         with _told(model.path, "model"):
-            place = find_model(model.path)
+            place = _place(model)
             options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
             config = cast("PreTrainedConfig", AutoConfig.from_pretrained(place.config, **options))
     if model.rope_scaling is not None:
         scale_rope(config, model.rope_scaling)
     if model.new_tokens:
         text, ids = config.get_text_config(), tokenizer.convert_tokens_to_ids(list(model.new_tokens))
+        check_room(tokenizer, text.vocab_size, len(model.new_tokens))
         text.vocab_size = max(text.vocab_size, max(ids) + 1)  # type: ignore[arg-type]
     return config
 
@@ -198,9 +254,8 @@ def load_model(model: Model, config: PreTrainedConfig, dtype: torch.dtype, seed:
         for parameter in new.parameters():  # and not the buffers: rotations need their float32
             parameter.data = parameter.data.to(dtype)
         return new
-    assert model.path is not None
     options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    place = find_model(model.path)
+    place = _place(model)
     quantized = TrainedOn(model.quantization) if model.quantization is not None else None
     start = replace(start_place(model), quantized=quantized)
     found = model_from(start, dtype, merge=True, config=config, **options)
@@ -240,18 +295,37 @@ def model_from(
         model = _unpacked(model, place.base, dtype)
     base = Path(place.base)
     for adapter in place.adapters:
-        from peft import PeftModel
-
         check_base(adapter, base)
         if _has_config(adapter):
             grow(model, AutoConfig.from_pretrained(adapter).get_text_config().vocab_size)
+        wrapped = load_adapter(model, adapter)
         with quiet_peft():
-            wrapped: Any = PeftModel.from_pretrained(model, str(adapter))
             model = merge_adapter(wrapped) if merge or adapter != place.adapter else wrapped
         base = adapter
     if merge or place.adapter is None:
         grow(model, wanted.get_text_config().vocab_size)
     return cast("PreTrainedModel", model)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, name: str = "default") -> Any:
+    """Return *base* with the adapter at *folder* on it as *name*; raise :class:`UserError` where it does not fit."""
+    from peft import PeftModel
+
+    with fitting(folder), quiet_peft():
+        return PeftModel.from_pretrained(base, str(folder), adapter_name=name)
+
+
+@contextmanager
+def fitting(adapter: Path) -> Iterator[None]:
+    """Turn what keeps the weights at *adapter* from being read, or put on a base, into a :class:`UserError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"the weights of {adapter} cannot be read (was a copy cut short?): {error}") from None
+    except (ValueError, RuntimeError) as error:  # shapes that differ are a RuntimeError of torch
+        raise UserError(f"{adapter} does not fit its base: {str(error).strip().splitlines()[-1].strip()}") from None
 
 
 def plain_model_from(place: Place, dtype: torch.dtype) -> PreTrainedModel:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import torch
+    from transformers import PreTrainedConfig
 
     from tunesmith.models.schema import Model
 
@@ -50,12 +51,28 @@ def trained_on(adapter: Path) -> TrainedOn | None:
 def own_quantization(folder: Path) -> tuple[str, Quantization | None] | None:
     """Return how the files of *folder* are quantized, as transformers calls it and as we do; None where they are not.
 
-    Folders only: what is on the Hub is not known before it is loaded.
+    Folders only: what is on the Hub is known when its configuration is, by :func:`quantization_in`.
     """
     path = folder / "config.json"
     values = json.loads(path.read_text("utf-8")).get("quantization_config") if path.exists() else None
+    return _read_quantization(values) if values else None
+
+
+def quantization_in(config: PreTrainedConfig) -> tuple[str, Quantization | None] | None:
+    """Return the same for the model of this *config*."""
+    values = getattr(config, "quantization_config", None)
     if not values:
         return None
+    return _read_quantization(values if isinstance(values, dict) else values.to_dict())
+
+
+def settled_quantization(model: Model, config: PreTrainedConfig) -> Quantization | None:
+    """Return how the base is quantized once it is loaded: as the recipe says, or as its files are."""
+    own = quantization_in(config)
+    return model.quantization or (own[1] if own else None)
+
+
+def _read_quantization(values: dict[str, Any]) -> tuple[str, Quantization | None]:
     name = str(values.get("quant_method", "unknown"))
     if values.get("load_in_8bit"):
         return name, QUANTIZATIONS.parse("int8")
@@ -104,15 +121,32 @@ def check_quantization(model: Model, recipe: Any) -> Iterable[Problem]:
         return
     if folder is not None and (folder / "adapter_config.json").exists():
         yield from _check_adapter(model, folder)
-    own = own_quantization(folder) if folder is not None else None
-    settled = asked
+    if folder is not None:
+        yield from _check_whole(model, recipe, own_quantization(folder))
+    elif asked is not None:
+        yield from asked.check(recipe)
+
+
+def check_loaded_config(model: Model, recipe: Any, config: PreTrainedConfig, device: str) -> Iterable[Problem]:
+    """Yield what :func:`check_quantization` and :func:`check_device` could not know of a model on the Hub."""
+    if model.path is None or _weights_of(model) is not None:
+        return
+    own = quantization_in(config)
+    yield from _check_whole(model, recipe, own)
+    if model.quantization is None and own is not None and own[1] is not None:
+        yield from own[1].check_machine(device)
+
+
+def _check_whole(model: Model, recipe: Any, own: tuple[str, Quantization | None] | None) -> Iterable[Problem]:
+    """Yield what does not go together of *model*'s quantization, that of its files, and the method."""
+    asked = settled = model.quantization
     if own is not None:
         yield from _check_files(model, own)
         settled = asked or own[1]
         if settled is None and recipe.method.needs_plain_weights:
             why = f"{model.path} is quantized ({own[0]}): {recipe.method.needs_plain_weights}"
             yield Problem("method", why, hint="use method: lora, or a model that is not quantized")
-    elif asked is not None and folder is not None and (asked.only_reads or not asked.loses_bits):
+    elif asked is not None and (asked.only_reads or not asked.loses_bits):
         what = f"only reads models that were quantized before ({asked.only_reads})" if asked.only_reads else "unpacks"
         yield Problem(_SETTING, f"{asked.type_name()} {what}, and {model.path} is not quantized", hint="use nf4")
     if settled is not None:

@@ -22,13 +22,15 @@ _TAKES: dict[str, dict[str, float | None]] = {
 # those that compare wavelengths with the length of pretraining
 _KNOWS_LENGTH = ("yarn", "llama3")
 _STAYS = ("rope_theta", "partial_rotary_factor")
+# where a configuration says it
+_ROPE = ("rope_parameters", "max_position_embeddings")
 
 
 class RopeScaling(Block):
     """Positions squeezed so that a model reads longer texts than it was pretrained on; transformers' own names."""
 
     type: Literal["linear", "dynamic", "yarn", "llama3"]
-    """``yarn`` (arXiv:2309.00071) is usual; ``llama3`` as in Llama 3.1; ``dynamic`` squeezes long texts only."""
+    """``yarn`` (arXiv:2309.00071) is usual; ``llama3`` as in Llama 3.1; ``dynamic`` for serving, not training."""
 
     factor: Annotated[float, Field(gt=1)]
     """How many times longer the context becomes."""
@@ -109,9 +111,22 @@ def scale_rope(config: PreTrainedConfig, wanted: RopeScaling) -> None:
     text.max_position_embeddings = original if wanted.type == "dynamic" else round(original * wanted.factor)
 
 
+def is_dynamic(config: PreTrainedConfig) -> bool:
+    """Say whether frequencies depend on the longest sequence that the model was given so far."""
+    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [value.get("rope_type") for value in found.values() if isinstance(value, dict)]
+    return "dynamic" in [found.get("rope_type"), *kinds]
+
+
+def same_rope(first: PreTrainedConfig, second: PreTrainedConfig) -> bool:
+    """Say whether two configurations have the same rotary positions and the same context."""
+    one, other = first.get_text_config(), second.get_text_config()
+    return all(getattr(one, name, None) == getattr(other, name, None) for name in _ROPE)
+
+
 def copy_rope(source: PreTrainedConfig, target: PreTrainedConfig) -> None:
     """Give *target* the rotary positions and the context of *source*."""
-    for name in ("rope_parameters", "max_position_embeddings"):
+    for name in _ROPE:
         value = getattr(source.get_text_config(), name, None)
         if value is not None:
             setattr(target.get_text_config(), name, value)

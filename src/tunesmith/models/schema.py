@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, mod
 
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import Block, suggest
+from tunesmith.models.families import hub_name, short_names
+from tunesmith.models.hub import HubName
 from tunesmith.models.quantization import QUANTIZATIONS, Quantization
 from tunesmith.models.rope import RopeScaling
 
@@ -36,15 +38,33 @@ class Scratch(Block):
     """How to make the tokenizer, or a folder or Hub name to take one from."""
 
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
 def weights_folder(folder: Path) -> Path:
     """Return where the model of a run's, an adapter's or a model's *folder* is; raise :class:`UserError` for none."""
     inner = folder / "weights" if (folder / "weights").is_dir() else folder
-    if (inner / "config.json").exists() or (inner / "adapter_config.json").exists():
+    if (inner / "adapter_config.json").exists():
+        _check_adapter_weights(inner)
+        return inner
+    if (inner / "config.json").exists():
         return inner
     if (folder / "recipe.yaml").exists() and (folder / "plan.json").exists():
         raise UserError(f"{folder} is a run without weights yet; finish it with: tunesmith resume {quote(str(folder))}")
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise UserError(f"{folder} holds no model: expected config.json or adapter_config.json, found {found}")
+
+
+def _check_adapter_weights(folder: Path) -> None:
+    """Raise :class:`UserError` where an adapter has no weights that can be read without running what they say."""
+    if (folder / ADAPTER_WEIGHTS).exists():
+        return
+    if (folder / "adapter_model.bin").exists():
+        raise UserError(
+            f"{folder} has its weights in adapter_model.bin, a pickle, which can run any code as it is read; ask for "
+            f"{ADAPTER_WEIGHTS}, which peft's save_pretrained writes"
+        )
+    raise UserError(f"{folder} is an adapter without weights: {ADAPTER_WEIGHTS} is missing")
 
 
 def _in_home(path: str | None) -> str | None:
@@ -63,7 +83,10 @@ class Model(Block):
     short_for: ClassVar[str] = "path"
 
     path: Annotated[str | None, AfterValidator(_in_home)] = None
-    """Hub name, folder of a model, or folder of an earlier run (its tuned model is then the base)."""
+    """Hub name or short name (``qwen3-0.6b``), or folder of a model or of an earlier run, whose tuned model it is."""
+
+    hub: HubName = "auto"
+    """Where named models are downloaded from: ``huggingface`` or ``modelscope``; ``auto`` asks ``TUNESMITH_HUB``."""
 
     scratch: Scratch | None = None
     """Start from random weights instead."""
@@ -126,7 +149,16 @@ class Model(Block):
                 yield Problem("model.path", str(error))
         elif folder.is_file():
             yield Problem("model.path", f"{self.path} is a file", hint="give the folder that holds config.json")
-        elif self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or folder.parent.is_dir():
+        elif self._names_no_model():
             siblings = [str(p) for p in folder.parent.glob("[!.]*") if p.is_dir()]
+            if "/" not in self.path:
+                siblings += short_names()
             hint = suggest(self.path, siblings).strip(" ()") or "give a folder, or a Hub name such as Qwen/Qwen3-0.6B"
             yield Problem("model.path", f"no such folder: {self.path}", hint=hint)
+
+    def _names_no_model(self) -> bool:
+        """Say whether the path, which is no folder, cannot be a name on a hub either."""
+        assert self.path is not None
+        if hub_name(self.path) != self.path:
+            return False
+        return self.path.startswith((".", "/", "~")) or self.path.count("/") != 1 or Path(self.path).parent.is_dir()

@@ -78,7 +78,7 @@ class Document:
             self.problems.append(Problem("", "is not of the form setting=value", where, hint))
             return
         try:
-            value = _read_value(text.strip())
+            value = read_value(text.strip())
             self._set(keys, value, where)
         except (_NoPlaceError, yaml.YAMLError) as error:
             message = str(error) if isinstance(error, _NoPlaceError) else f"{text!r} is not valid YAML: {_say(error)}"
@@ -205,7 +205,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _read_value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """Return an override's value: YAML in brackets or quotes, else a number, true, false, null or the text as it is."""
     loader = _Loader(text)
     if text[:1] in ("[", "{", '"', "'"):

@@ -17,15 +17,16 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document = read_document(path)
     for override in overrides:
         document.apply(override)
-    return _validate(document)
+    return check_document(document)
 
 
 def recipe_from_values(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """Return the recipe that *values* (a form, a run's file, another program) describe, checked the same way."""
-    return _validate(Document(values, {(): where}))
+    return check_document(Document(values, {(): where}))
 
 
-def _validate(document: Document) -> Recipe:
+def check_document(document: Document) -> Recipe:
+    """Return the recipe that *document* is; raise :class:`RecipeError` with every problem at once."""
     problems = list(document.problems)
     try:
         recipe = Recipe.model_validate(document.values)

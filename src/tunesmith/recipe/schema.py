@@ -70,6 +70,9 @@ class Template(Block):
     arguments: dict[str, Any] = {}
     """Arguments the template takes, such as ``enable_thinking: false``; the same ones are used when serving."""
 
+    lost: Literal["refuse", "warn"] = "refuse"
+    """Whether rows whose tools, reasoning or messages the template leaves out are refused, or counted and kept."""
+
 
 class Schedule(Block):
     """How long and how fast to train."""
@@ -119,8 +122,8 @@ class Regularization(Block):
 class Engine(Block):
     """How the work is laid out. None of this changes what is learnt, beyond rounding."""
 
-    layout: Literal["auto", "prefix", "packed", "padded"] = "auto"
-    """``prefix`` packs and computes shared prompts once, ``packed`` only packs, ``padded`` is one sequence a row."""
+    layout: Literal["auto", "prefix", "packed", "padded", "single"] = "auto"
+    """``prefix`` packs and shares prompts, ``packed`` packs; ``padded``: one sequence a row, ``single``: one a pass."""
 
     tokens_per_pass: Annotated[int, Field(ge=1)] | None = None
     """Tokens that one forward pass holds; lower it when memory runs out. Left out, the plan chooses."""

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
-from tunesmith.core.files import whole_folder
+from tunesmith.core.files import check_new_folder, whole_folder
 from tunesmith.core.registry import suggest
-from tunesmith.models.fingerprint import base_mark, check_base, fits_base, remember_base
-from tunesmith.models.load import check_model, find_model, model_from, tokenizer_from
+from tunesmith.models.fingerprint import base_mark, check_base, fingerprint, fits_base, remember_base
+from tunesmith.models.load import (
+    check_model,
+    find_model,
+    fitting,
+    load_adapter,
+    model_from,
+    read_adapter_config,
+    tokenizer_from,
+)
 from tunesmith.models.peft_warnings import quiet_peft
 from tunesmith.models.quantized_base import remember_quantization
+from tunesmith.models.schema import ADAPTER_WEIGHTS
 from tunesmith.run.evaluate import model_stop_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedConfig
 
     from tunesmith.models.load import Place
 
@@ -27,8 +37,6 @@ _PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 WAYS = ("linear", "svd", "cat", *_PRUNING, *(f"{way}_svd" for way in _PRUNING))
 """Ways to add adapters, by peft's names.  ``svd`` and ``cat`` are the weighted sum of what the adapters do to the
 weights, the former cut to a rank; those without ``svd`` treat A and B by themselves, and are rough."""
-
-_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,13 +72,10 @@ class Adapter:
         return named + sorted(self.config.get("target_parameters") or [])
 
     def count(self) -> int:
-        """Return how many numbers it holds; raise :class:`UserError` where its weights are not safetensors."""
+        """Return how many numbers it holds; raise :class:`UserError` where its file is broken."""
         from safetensors import safe_open
 
-        path = self.folder / _WEIGHTS
-        if not path.exists():
-            raise UserError(f"{self.folder} has no {_WEIGHTS}")
-        with safe_open(path, framework="numpy") as weights:
+        with fitting(self.folder), safe_open(self.folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
             shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - no mapping
         count = 0
         for shape in shapes:
@@ -112,7 +117,7 @@ def read_adapter(path: str) -> Adapter:
     if place.adapter is None:
         found = "a whole model" if Path(path).is_dir() else "no folder here"
         raise UserError(f"{path} is not an adapter but {found}; expected a folder with adapter_config.json")
-    return Adapter(place, json.loads((place.adapter / "adapter_config.json").read_text("utf-8")))
+    return Adapter(place, read_adapter_config(place.adapter))
 
 
 def describe_adapter(path: str) -> Description:
@@ -128,19 +133,22 @@ def describe_adapter(path: str) -> Description:
         targets=adapter.targets,
         whole_modules=list(config.get("modules_to_save") or []),
         parameters=adapter.count(),
-        bytes=(adapter.folder / _WEIGHTS).stat().st_size,
+        bytes=(adapter.folder / ADAPTER_WEIGHTS).stat().st_size,
         base=adapter.place.base,
         stands_on=[str(path) for path in adapter.place.merged],
         base_unchanged=fits_base(adapter.folder, Path(adapter.place.below.weights)),
     )
 
 
-def check_target(folder: Path) -> None:
-    """Raise :class:`UserError` for a folder that already holds something."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; name a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder")
+def check_named_once(paths: Sequence[str], weights: Sequence[str]) -> None:
+    """Raise :class:`UserError` where two of *paths* lead to the same *weights*."""
+    found: dict[str, str] = {}
+    for path, own in zip(paths, weights, strict=True):
+        place = str(Path(own).resolve()) if Path(own).is_dir() else own
+        if place in found:
+            twice = f"{path} is named twice" if found[place] == path else f"{found[place]} and {path} are the same"
+            raise UserError(f"{twice}; name it once, and give it a larger weight with --weights")
+        found[place] = path
 
 
 def check_same_base(adapters: Sequence[Adapter]) -> None:
@@ -170,7 +178,15 @@ def check_adapters_on(base: str, adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         if (adapter.folder / "config.json").exists():
             raise UserError(f"{adapter.folder} changed more than weights (tokens, positions): load it alone")
-        if fits_base(adapter.folder, Path(weights)) is False:
+        fits = fits_base(adapter.folder, Path(weights))
+        if fits is None and (noted := adapter.place.below.weights) != weights:
+            # of a Hub name and a folder nobody knows whether they are the same
+            fits = (
+                Path(noted).is_dir()
+                and Path(weights).is_dir()
+                and fingerprint(Path(noted)) == fingerprint(Path(weights))
+            )
+        if fits is False:
             raise UserError(f"{adapter.folder} was trained on {adapter.place.below.weights}, not on {weights}")
 
 
@@ -194,13 +210,15 @@ def add_adapters(  # noqa: PLR0913 - as many as the command has
     problems = list(_option_problems(paths, weights, how, density, rank))
     if problems:
         raise UserError("\n".join(problems))
-    check_target(output)
+    check_new_folder(output)
     adapters = [read_adapter(path) for path in paths]
+    check_named_once(paths, [str(adapter.folder) for adapter in adapters])
     problems = [problem for adapter in adapters for problem in _cannot_add(adapter, how, adapters)]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     check_same_base(adapters)
-    listener({"kind": "notice", "text": f"adding {len(adapters)} adapters on {adapters[0].place.below.weights}"})
+    names = ", ".join(str(adapter.folder) for adapter in adapters)
+    listener({"kind": "notice", "text": f"adding {names} on {adapters[0].place.below.weights}"})
     model = _added(adapters, weights or [1 / len(adapters)] * len(adapters), how, density, rank, seed)
     like = adapters[0].place
     template = tokenizer_from(like.tokenizer).chat_template
@@ -219,7 +237,9 @@ def _option_problems(
         yield f"--how: no way {how!r}{suggest(how, list(WAYS))}; there are {', '.join(WAYS)}"
         return
     if weights is not None and len(weights) != len(paths):
-        yield f"--weights: {len(weights)} weights for {len(paths)} adapters; give one for each, in their order"
+        yield f"--weights: {len(weights)} of them for {len(paths)} adapters; give one for each, in their order"
+    elif weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
+        yield f"--weights: {', '.join(map(str, weights))}: give finite numbers that are not all 0, such as 0.7,0.3"
     prunes = how.startswith(_PRUNING)
     if prunes and density is None:
         yield f"--density: {how} needs it: the share of entries to keep, such as 0.5"
@@ -292,25 +312,23 @@ def _fill_up(model: Any) -> None:
 
 def load_beside(base: Any, folders: dict[str, Path]) -> Any:
     """Return *base* with several adapters, by name, in its memory; the first is active."""
-    from peft import PeftModel
-
     (first, folder), *others = folders.items()
-    with quiet_peft():
-        try:
-            model: Any = PeftModel.from_pretrained(base, str(folder), adapter_name=first)
-            for name, folder in others:
-                model.load_adapter(str(folder), name)
-        except (ValueError, RuntimeError) as error:  # shapes that differ are a RuntimeError of torch
-            raise UserError(f"{folder} does not fit its base: {str(error).strip().splitlines()[-1].strip()}") from None
+    model = load_adapter(base, folder, first)
+    for name, folder in others:
+        with fitting(folder), quiet_peft():
+            model.load_adapter(str(folder), name)
     return model
 
 
-def write_adapter(model: Any, target: Path, base: Place, like: Place) -> None:
-    """Write the adapter ``default`` of a peft *model* for *base*, with tokenizer and stop tokens of *like*."""
+def write_adapter(model: Any, target: Path, base: Place, like: Place, config: PreTrainedConfig | None = None) -> None:
+    """Write the adapter ``default`` of a peft *model* for *base*, with tokenizer and stop tokens of *like*.
+
+    *config* is that of its training, where this is another than the base's.
+    """
     on = Path(base.weights).resolve() if Path(base.weights).is_dir() else None
-    config, inner = model.peft_config["default"], model.get_base_model()
-    config.base_model_name_or_path = str(on or base.weights)
-    config.inference_mode = True
+    adapter_config, inner = model.peft_config["default"], model.get_base_model()
+    adapter_config.base_model_name_or_path = str(on or base.weights)
+    adapter_config.inference_mode = True
     generation = inner.generation_config
     generation.eos_token_id = model_stop_ids(like, inner) or None
     with whole_folder(target) as partial, quiet_peft():
@@ -319,7 +337,7 @@ def write_adapter(model: Any, target: Path, base: Place, like: Place) -> None:
             remember_base(partial, on)
         if like.quantized is not None:
             remember_quantization(partial, like.quantized)
-        if like.adapter is not None and (like.adapter / "config.json").exists():
-            shutil.copy(like.adapter / "config.json", partial)  # rotary positions and the like of its training
+        if config is not None:
+            config.save_pretrained(partial)
         tokenizer_from(like.tokenizer).save_pretrained(partial)
         generation.save_pretrained(partial)

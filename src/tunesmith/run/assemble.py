@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.engine.pack import ROWS
 from tunesmith.models.load import load_model
 from tunesmith.run.compiling import compiled_mark
 from tunesmith.run.continuing import apply_method
@@ -92,7 +93,7 @@ def compile_blocks(settled: Settled, packed: Any, layout: Any, accelerator: Any,
     from tunesmith.engine.compiled import try_compiled
 
     plan, prepared = settled.plan, settled.prepared
-    if layout == "padded" or packed.attention.names[0] != "segments":
+    if layout in ROWS or packed.attention.names[0] != "segments":
         return "only packs with segment-wise attention are compiled: eager blocks instead"
     emit({"kind": "notice", "text": "compiling the transformer blocks"})
     eager = try_compiled(packed, plan.recipe.stage, prepared.train.examples, layout, accelerator)

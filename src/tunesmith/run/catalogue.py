@@ -11,6 +11,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.registry import Registry, Spec, suggest
 from tunesmith.data.formats import FORMATS
 from tunesmith.methods import METHODS
+from tunesmith.models.families import families, short_names, size_of
 from tunesmith.models.quantization import QUANTIZATIONS
 from tunesmith.optimizers import OPTIMIZERS
 from tunesmith.recipe.schema import Recipe
@@ -20,6 +21,8 @@ from tunesmith.templates.library import read_template, template_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tunesmith.models.families import Family
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "methods": METHODS,
@@ -31,12 +34,64 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 
 
-def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
-    """Return kind -> name -> one line about it, for one *kind* or all; raise :class:`UserError` for an unknown one."""
-    kinds = [*REGISTRIES, "templates", "settings"]
+def catalogue(kind: str | None = None, word: str = "") -> dict[str, dict[str, str]]:
+    """Return kind -> name -> one line about it, for one *kind* or all but the models, which are many.
+
+    With a *word*, only what holds it, in its name or its line; of models, each by itself instead of their families.
+    Raises :class:`UserError` for an unknown kind, and where nothing holds the word.
+    """
+    kinds = [*REGISTRIES, "templates", "settings", "models"]
     if kind is not None and kind not in kinds:
         raise UserError(f"there is no list of {kind!r}{suggest(kind, kinds)}; there are {', '.join(kinds)}")
-    return {name: _entries(name) for name in ([kind] if kind else kinds)}
+    if kind == "models":
+        found = _models_with(word) if word else {family.name: _family_line(family) for family in families()}
+        near = suggest(word, [*short_names(), *(family.name for family in families())])
+    else:
+        lists = {name: _entries(name) for name in ([kind] if kind else kinds[:-1])}
+        if not word:
+            return lists
+        found, near = {}, ""
+        held = {
+            name: {key: text for key, text in entries.items() if word.lower() in f"{key} {text}".lower()}
+            for name, entries in lists.items()
+        }
+        if any(held.values()):
+            return {name: entries for name, entries in held.items() if entries}
+    if not found:
+        raise UserError(f"nothing among the {kind or 'names'} holds {word!r}{near}")
+    return {"models": found}
+
+
+def _family_line(family: Family) -> str:
+    """Return what a family is, in one line."""
+    kinds = [kind for kind, names in (("base", family.base), ("chat", family.chat)) if names]
+    return "; ".join(filter(None, (" ".join(family.sizes), " and ".join(kinds), *_facts(family))))
+
+
+def _facts(family: Family) -> list[str]:
+    """Return what is true of all models of a family, where it is known."""
+    return [
+        f"{family.model_type}{' (code comes with it)' if family.remote_code else ''}",
+        "multimodal" if family.multimodal else "",
+        f"template for base models: {family.template}" if family.template else "",
+        f"{family.context:,} tokens" if family.context else "",
+        f"LoRA needs method.exclude: {family.lora_exclude}" if family.lora_exclude else "",
+        f"licence: {family.licence}" if family.licence else "",
+    ]
+
+
+def _models_with(word: str) -> dict[str, str]:
+    """Return Hub name -> one line, of each model whose name, family or architecture holds *word*."""
+    found = {}
+    for family in families():
+        for model in family.models:
+            if word.lower() in f"{model} {family.name} {family.model_type} {size_of(model)}".lower():
+                kind = "base" if model in family.base else "chat"
+                there = family.on_modelscope(model)
+                other = "" if there == model else f"ModelScope: {there or 'not known'}"
+                line = (size_of(model), kind, family.name, *_facts(family), other)
+                found[model] = "; ".join(filter(None, line))
+    return found
 
 
 def _entries(kind: str) -> dict[str, str]:
@@ -45,7 +100,14 @@ def _entries(kind: str) -> dict[str, str]:
         return own | {name: read_template(name).summary for name in template_names()}
     if kind == "settings":
         return {path: text for path, text, _ in settings(Recipe)}
-    return REGISTRIES[kind].summaries()
+    found = REGISTRIES[kind].summaries()
+    return {name: f"{text}{_missing(name)}" for name, text in found.items()} if kind == "quantizations" else found
+
+
+def _missing(quantization: str) -> str:
+    """Return what is to be installed for a *quantization*; nothing where it is there."""
+    hints = [problem.hint for problem in QUANTIZATIONS.get(quantization)().check_installed()]
+    return f" Not here: {'; '.join(hints)}." if hints else ""
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:

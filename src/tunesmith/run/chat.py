@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -13,11 +14,13 @@ from tunesmith.data.conversation import Message
 from tunesmith.generation.settings import Generation
 from tunesmith.run.adapters import check_adapters_on, load_beside, read_adapter
 from tunesmith.run.evaluate import Contestant, load_contestant, load_template
+from tunesmith.templates.replies import TextDelta
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from tunesmith.templates.chat import ChatTemplate
+    from tunesmith.templates.replies import ReplyReader
 
 
 @dataclass
@@ -90,13 +93,60 @@ class Talk:
             prompt = template.prompt([*opening, *self.said, question])
         else:  # a base model without a template goes on with the text
             prompt = template.encode([text])[0]
-        answer = []
         model = self.contestant.model
+        reads_calls = template.call_form.form is not None
         with model.disable_adapter() if self.adapters and self.active is None else nullcontext():
-            for piece in stream_answer(model, template.tokenizer, prompt, self.generation, stop_ids=template.stop_ids):
-                answer.append(piece)
-                yield piece
-        self.said += [question, Message("assistant", "".join(answer))]
+            pieces = stream_answer(
+                model,
+                template.tokenizer,
+                prompt,
+                self.generation,
+                stop_ids=template.stop_ids,
+                keep_control=reads_calls,
+            )
+            stops = map(str, template.tokenizer.convert_ids_to_tokens(list(template.stop_ids)))
+            shown = _readable(pieces, template.reply_reader(prompt), list(stops)) if reads_calls else _joined(pieces)
+            answer = yield from shown
+        self.said += [question, Message("assistant", answer)]
+
+
+def _joined(pieces: Iterable[str]) -> Generator[str, None, str]:
+    """Yield the pieces and return them as one text."""
+    answer = []
+    for piece in pieces:
+        answer.append(piece)
+        yield piece
+    return "".join(answer)
+
+
+def _readable(pieces: Iterable[str], reader: ReplyReader, stops: Sequence[str]) -> Generator[str, None, str]:
+    """Yield an answer with its tool calls as one reads them; return it as it was written, to go on from."""
+    written, shown = [], ""
+    for piece in chain(pieces, (None,)):
+        if piece is not None:
+            written.append(piece)
+        for delta in reader.finish() if piece is None else reader.feed(piece):
+            kind = delta.kind if isinstance(delta, TextDelta) else "call"
+            text = delta.text if isinstance(delta, TextDelta) else f"→ {delta.call}"
+            yield _between(shown, kind) + text
+            shown = kind
+    if shown == "reasoning":
+        yield "\n</think>"
+    answer = "".join(written)
+    # the marks of calls may be control tokens: they are what the template writes into history
+    for token in stops if reader.reply.calls else reader.control:
+        answer = answer.replace(token, "")
+    return answer
+
+
+def _between(before: str, now: str) -> str:
+    """Return what is written between two parts of an answer."""
+    if before == now:
+        return "\n" if now == "call" else ""
+    opened = "<think>\n" if now == "reasoning" else ""
+    if before == "reasoning":
+        return "\n</think>\n\n" + opened
+    return ("\n" if before else "") + opened
 
 
 def _named(adapters: Sequence[str]) -> dict[str, str]:

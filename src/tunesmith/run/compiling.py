@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.settings import compiled_code_folder, cpp_compiler
+from tunesmith.engine.pack import ROWS
 from tunesmith.run.machine import Machine, library_versions
 
 if TYPE_CHECKING:
@@ -76,14 +77,16 @@ def settle_compiling(
 
 def _refusal(plan: Plan) -> str | None:
     """Return why the blocks of *plan*'s run cannot be compiled."""
-    if plan.layout == "padded":
-        return "only packs are compiled, and the layout is padded"
+    if plan.layout in ROWS:
+        return f"only packs are compiled, and the layout is {plan.layout}"
     if plan.device != "cpu" or "segments" not in plan.attention:
         return (
             f"not measured on {plan.device} with {plan.attention[0]} attention: only segments on the CPU are compiled"
         )
     if plan.processes > 1:
         return f"not measured with {plan.processes} processes"
+    if plan.quantization is not None:
+        return "quantized weights are unpacked by kernels of their library, which were not measured compiled"
     if plan.recipe.engine.gradient_checkpointing:
         return "gradient checkpointing computes blocks again from their own forward pass"
     if cpp_compiler() is None:

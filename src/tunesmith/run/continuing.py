@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.models.fingerprint import check_base
+from tunesmith.models.hub import name_notices
 from tunesmith.models.load import find_model, load_tokenizer
 from tunesmith.models.new_tokens import check_trained
 
@@ -25,7 +26,7 @@ def apply_method(recipe: Recipe, base: Any) -> Any:
     if recipe.model.adapter == "merge":
         return recipe.method.apply(base)
     assert recipe.model.path is not None
-    place = find_model(recipe.model.path)
+    place = find_model(recipe.model.path, recipe.model.hub)
     assert place.adapter is not None
     check_base(place.adapter, Path(place.below.weights))
     return recipe.method.go_on(base, place.adapter)
@@ -42,10 +43,11 @@ def _with_new_rows(recipe: Recipe) -> Method:
 
 
 def start_notices(recipe: Recipe) -> Iterator[str]:
-    """Yield which adapters the run starts from: those that become part of the base, and the one that goes on."""
+    """Yield what a short name stands for, which adapters become part of the base, and the one that goes on."""
     if recipe.model.path is None:
         return
-    place = find_model(recipe.model.path)
+    yield from name_notices(recipe.model.path, recipe.model.hub)
+    place = find_model(recipe.model.path, "huggingface")
     goes_on = recipe.model.adapter == "continue"
     merged = place.below.adapters if goes_on else place.adapters
     if merged:

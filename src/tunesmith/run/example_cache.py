@@ -188,6 +188,7 @@ def _describe_template(template: ChatTemplate) -> dict[str, Any]:
         "template": chat,
         "today": date.today().isoformat() if any("strftime_now" in text for text in texts) else None,
         "stop_ids": template.stop_ids,
+        "lost": template.lost,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "special_tokens": tokenizer.special_tokens_map,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
-from tunesmith.core.files import whole_folder
+from tunesmith.core.files import check_new_folder, whole_folder
 from tunesmith.generation.settings import Generation
 from tunesmith.models.load import find_model, merge_adapter, plain_model_from
 from tunesmith.models.peft_warnings import quiet_peft
@@ -48,10 +48,7 @@ def export(
     """
     import torch
 
-    if target.is_file():
-        raise UserError(f"{target} is a file; name a new folder")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} is not empty; name a new folder")
+    check_new_folder(target)
     place, fewer_bits = find_model(path), find_quantization(quantization) if quantization else None
     listener({"kind": "notice", "text": f"loading {path}"})
     trained = tuned = load_contestant(path, device="cpu")
@@ -92,15 +89,22 @@ def _base_dtype(path: str) -> Any:
 
 def _check_written(folder: Path, model: Any, tuned: Contestant) -> None:
     """Load *folder* as any tool would: its weights must be those of *model* to the bit, its prompts the run's."""
-    import torch
-
     written = load_contestant(str(folder), device="cpu")
     found, expected = written.model.state_dict(), model.state_dict()
-    wrong = [n for n, w in expected.items() if n not in found or not torch.equal(found[n], w.to(found[n].dtype))]
+    wrong = [n for n, w in expected.items() if n not in found or not _same(found[n], w)]
     if wrong := wrong or sorted(found.keys() - expected.keys()):
         raise UserError(f"the files do not hold the merged model: weight {wrong[0]} differs")
     if _probe_prompts(written) != _probe_prompts(tuned) or written.template.stop_ids != tuned.template.stop_ids:
         raise UserError("the files render prompts otherwise than the run does, or stop at other tokens")
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Return whether two weights are equal to the bit, in the type of *found*; torchao compares only unpacked ones."""
+    import torch
+
+    if type(expected).__module__.startswith("torchao."):
+        return type(found) is type(expected) and bool(torch.equal(found.dequantize(), expected.dequantize()))
+    return bool(torch.equal(found, expected.to(found.dtype)))
 
 
 def _probe_prompts(contestant: Contestant) -> list[list[int]]:

@@ -25,9 +25,11 @@ def find_quantization(name: str) -> Quantization:
         raise UserError(
             f"--quantization: models are not quantized with {name} here: {found.only_reads}; use nf4 or int8"
         )
-    for problem in (*found.check_installed(), *found.check_machine("cpu")):
-        hint = f" ({problem.hint})" if problem.hint else ""
-        raise UserError(f"--quantization: {problem.message}{hint}")
+    for problem in found.check_installed():
+        raise UserError(f"--quantization: {problem.message} ({problem.hint})")
+    if any(found.check_machine("cpu")):
+        why = f"models are exported on the CPU, where {name} does not compute"
+        raise UserError(f"--quantization: {why}; use nf4 or int8")
     return found
 
 

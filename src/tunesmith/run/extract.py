@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
+from tunesmith.core.files import check_new_folder
 from tunesmith.models.load import check_model, find_model, model_from
 from tunesmith.models.peft_warnings import quiet_peft
-from tunesmith.run.adapters import check_target, read_adapter, write_adapter
+from tunesmith.models.rope import same_rope
+from tunesmith.run.adapters import read_adapter, write_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +80,7 @@ def extract(
 def _extract(tuned: Place, base: Place, output: Path, rank: int, *, whole: bool, listener: Listener) -> Extracted:
     import torch
 
-    check_target(output)
+    check_new_folder(output)
     _check_shapes(tuned, base)
     listener({"kind": "notice", "text": f"comparing {tuned.weights} with {base.weights}"})
     after: Any = model_from(replace(tuned, quantized=None), torch.float32, merge=True, unpack=True)
@@ -90,7 +92,7 @@ def _extract(tuned: Place, base: Place, output: Path, rank: int, *, whole: bool,
     targets = [name for name in targets if name not in modules]
     if not targets:
         hint = "" if whole else "; a LoRA holds matrices only"
-        raise UserError(f"no linear layer differs by itself, only {_shortened(others)}{hint}")
+        raise UserError(f"no linear layer differs by itself, only {shortened(others)}{hint}")
     with torch.no_grad():
         factors = {}
         for done, name in enumerate(targets, 1):
@@ -100,7 +102,7 @@ def _extract(tuned: Place, base: Place, output: Path, rank: int, *, whole: bool,
         total = sum(each.total for each in factors.values())
         rest = 0.0 if modules else sum(_square(after.get_parameter(n) - before.get_parameter(n)) for n in others)
     before.generation_config = after.generation_config
-    write_adapter(model, output, base, tuned)
+    write_adapter(model, output, base, tuned, config=None if same_rope(after.config, before.config) else after.config)
     used = max(len(each.squares) for each in factors.values())
     return Extracted(
         path=str(output),
@@ -118,10 +120,12 @@ def _check_shapes(tuned: Place, base: Place) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    configs = [AutoConfig.from_pretrained(place.base) for place in (tuned, base)]
+    configs = [AutoConfig.from_pretrained(place.config) for place in (tuned, base)]
     kinds = [config.model_type for config in configs]
     if kinds[0] != kinds[1]:
-        raise UserError(f"{tuned.base} is a {kinds[0]} and {base.base} a {kinds[1]}: their weights have no difference")
+        raise UserError(
+            f"{tuned.weights} is a {kinds[0]} and {base.weights} a {kinds[1]}: their weights have no difference"
+        )
     with torch.device("meta"):
         models = [AutoModelForCausalLM.from_config(config) for config in configs]
     first, second = ({name: tuple(p.shape) for name, p in model.named_parameters()} for model in models)
@@ -129,7 +133,7 @@ def _check_shapes(tuned: Place, base: Place) -> None:
         if first.get(name) != second.get(name):
             found = [str(list(shapes[name])) if name in shapes else "absent" for shapes in (first, second)]
             raise UserError(
-                f"the models differ in shape: {name} is {found[0]} in {tuned.base}, {found[1]} in {base.base}"
+                f"the models differ in shape: {name} is {found[0]} in {tuned.weights}, {found[1]} in {base.weights}"
             )
 
 
@@ -234,5 +238,6 @@ def _with_adapter(base: Any, tuned: Any, factors: dict[str, _Factors], modules: 
     return model
 
 
-def _shortened(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """Return the first of many *names*, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -32,7 +32,10 @@ def finish(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) ->
             kept = list_checkpoints(folder.checkpoints)
             put_weights(mean_weights([path for _, path in kept]), loop.inner.model, folder.checkpoints)
             steps = ", ".join(str(step) for step, _ in kept)
-            emit({"kind": "notice", "text": f"keeping the mean of the weights of steps {steps}"})
+            text = f"keeping the mean of the weights of steps {steps}"
+            if len(kept) == 1:
+                text = f"checkpoints.use: average found no checkpoint but that of step {steps}; set checkpoints.every"
+            emit({"kind": "notice", "text": text})
         if loop.accelerator.is_main_process:
             # the weights come last: a run that is killed while it is judged can still be resumed
             if settled.prepared.validation is not None:

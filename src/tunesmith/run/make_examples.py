@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -45,8 +46,8 @@ class Made:
     """Conversations that are refused for their length: origin and tokens."""
     special_tokens: dict[str, int]
     """Sequences that begin or end with a special token twice."""
-    ends_added: int
-    reasoning_dropped: int
+    notes: Counter[str]
+    """What the template met with, and how often: see :mod:`tunesmith.templates.notes`."""
 
     @classmethod
     def join(cls, parts: Sequence[Made]) -> Made:
@@ -57,8 +58,7 @@ class Made:
             sum(part.dropped for part in parts),
             tuple(line for part in parts for line in part.too_long),
             {name: sum(part.special_tokens[name] for part in parts) for name in parts[0].special_tokens},
-            sum(part.ends_added for part in parts),
-            sum(part.reasoning_dropped for part in parts),
+            sum((part.notes for part in parts), Counter()),
         )
 
 
@@ -75,7 +75,7 @@ class Maker:
     def make(self, conversations: Sequence[Conversation]) -> Made:
         """Return what *conversations* become; raise :class:`DataError` for those that the stage cannot use."""
         template, limit = self.template, self.limit
-        before = template.ends_added, template.reasoning_dropped
+        template.notes.clear()
         made = self.stage.examples(conversations, template, limit)
         examples: list[Example] = []
         truncated = dropped = 0
@@ -99,8 +99,7 @@ class Maker:
             dropped,
             tuple(too_long),
             special_token_counts([s for e in examples for s in e.sequences], template.tokenizer),
-            template.ends_added - before[0],
-            template.reasoning_dropped - before[1],
+            Counter(template.notes),
         )
 
     def _cut(self, example: Example) -> Example | None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.errors import Problem, RecipeError
+from tunesmith.engine.pack import ROWS
 from tunesmith.models.quantized_base import check_device
 from tunesmith.run.continuing import start_notices
 from tunesmith.run.defaults import usual_rate
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from tunesmith.engine.pack import Layout
     from tunesmith.recipe.schema import Recipe
-    from tunesmith.run.estimate import Memory
     from tunesmith.run.machine import Machine
+    from tunesmith.run.need import Memory
 
 # tokens of a pass beyond which a device is busy all the time: a GPU starts thousands of kernels a pass, a CPU few
 MOST_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 1024}
@@ -40,6 +41,8 @@ class Plan:
     steps: int
     evaluate_every: int | None
     checkpoint_every: int
+    quantization: str | None = None
+    """How the frozen weights are quantized, and None where they are not."""
     compile: bool = False
     """Whether the transformer blocks are compiled."""
     parameters: int | None = None
@@ -71,17 +74,11 @@ def make_plan(
         "device": machine.name,
         "processes": "started by a launcher" if machine.processes > 1 else "no launcher: this process alone",
         "examples": "counted in the data",
+        "quantization": "none: the weights are as in the files",
     }
     schedule, settings = recipe.schedule, recipe.engine
     precision = _precision(recipe, machine, why)
-    layout = settings.layout
-    if layout == "auto":
-        layout = "packed" if settings.attention == "varlen" else "prefix"
-        why["layout"] = (
-            "packed: varlen attention shares nothing"
-            if settings.attention == "varlen"
-            else "packed, with shared prompts computed once; checked against single sequences before the first step"
-        )
+    layout = _layout(recipe, why)
     tokens = settings.tokens_per_pass
     if tokens is None:
         tokens = MOST_TOKENS[machine.device]
@@ -95,10 +92,6 @@ def make_plan(
         why["steps"] = (
             f"{schedule.epochs:g} epochs of {per_epoch} steps ({examples} examples, {schedule.batch_size} a step)"
         )
-    every = recipe.evaluation.every
-    if validated and every is None:
-        every = max(1, steps // 10)
-        why["evaluate_every"] = "about ten times a run"
     saved = recipe.checkpoints.every
     if saved is None:
         saved = min(per_epoch, steps)
@@ -114,7 +107,7 @@ def make_plan(
         learning_rate=rate,
         examples=examples,
         steps=steps,
-        evaluate_every=every if validated else None,
+        evaluate_every=_evaluate_every(recipe, steps, validated, why),
         checkpoint_every=saved,
         why=why,
         notices=tuple(_notices(recipe, examples)),
@@ -136,10 +129,33 @@ def _precision(recipe: Recipe, machine: Machine, why: dict[str, str]) -> Literal
     return "float32"
 
 
+def _layout(recipe: Recipe, why: dict[str, str]) -> Layout:
+    """Return how sequences are laid out in a pass; settle *why*."""
+    wanted = recipe.engine.layout
+    if wanted != "auto":
+        return wanted
+    if recipe.engine.attention == "varlen":
+        why["layout"] = "packed: varlen attention shares nothing"
+        return "packed"
+    why["layout"] = "packed, with shared prompts computed once; checked against single sequences before the first step"
+    return "prefix"
+
+
+def _evaluate_every(recipe: Recipe, steps: int, validated: bool, why: dict[str, str]) -> int | None:
+    """Return after how many steps the held-out loss is taken, None where nothing is held out; settle *why*."""
+    if not validated:
+        why["evaluate_every"] = "no validation data"
+        return None
+    if recipe.evaluation.every is not None:
+        return recipe.evaluation.every
+    why["evaluate_every"] = "about ten times a run"
+    return max(1, steps // 10)
+
+
 def _attention(wanted: str, device: str, precision: str, layout: str, why: dict[str, str]) -> tuple[str, ...]:
     """Return the backends of attention that may be used, the reference last; settle *why*."""
-    if layout == "padded":
-        why["attention"] = "padded rows take the attention that the model comes with"
+    if layout in ROWS:
+        why["attention"] = "rows of one sequence take the attention that the model comes with"
         return ("own",)
     if wanted != "auto":
         return ("dense",) if wanted == "dense" else (wanted, "dense")
@@ -166,6 +182,7 @@ def _check_machine(recipe: Recipe, machine: Machine) -> None:
     if recipe.engine.precision == "float16" and machine.device == "cpu":
         problems.append(Problem("engine.precision", "float16 does not train on a CPU", hint="use float32 or bfloat16"))
     problems += _attention_problems(recipe, machine)
+    problems += recipe.method.check_machine(machine.device)
     problems += recipe.optimizer.check_machine(machine.device)
     problems += check_device(recipe.model, machine.device)
     if recipe.engine.activation_offload and machine.device != "cuda":
@@ -189,8 +206,8 @@ def _attention_problems(recipe: Recipe, machine: Machine) -> Iterator[Problem]:
         yield Problem(path, f"{engine.attention} is for {device}, this machine has {machine.device}", hint="use auto")
     if engine.attention in ("dense", "auto"):
         return
-    if engine.layout == "padded":
-        yield Problem(path, f"{engine.attention} is for packs, layout: padded makes none", hint="use auto")
+    if engine.layout in ROWS:
+        yield Problem(path, f"{engine.attention} is for packs, layout: {engine.layout} makes none", hint="use auto")
     if engine.attention == "varlen" and engine.layout == "prefix":
         yield Problem(path, "varlen cannot share prompts as layout: prefix does", hint="use layout: packed, or flex")
     if engine.attention == "varlen" and engine.precision == "float32":

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunesmith.recipe.schema import Recipe
-    from tunesmith.run.estimate import Outline
     from tunesmith.run.fit import Fitted
+    from tunesmith.run.outline import Outline
     from tunesmith.run.plan import Plan
 
 
@@ -77,7 +77,7 @@ def plan_for(recipe: Recipe, *, card: str | None = None, fit: str | None = None,
     machine, speed = _machine(recipe, find_card(card) if card is not None else None)
     if probe:
         speed = probe_speed
-    settled = settle(recipe, machine=machine, speed=speed)
+    settled = settle(recipe, machine=machine, speed=speed, shape_will_do=True)
     memory = settled.plan.memory
     if memory is None or memory.verdict in ("fits", "unknown"):
         return Planned(settled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,12 @@ from tunesmith.core.errors import DataError, UserError
 from tunesmith.core.events import Listener, ignore
 from tunesmith.data.read import count_shared, read_sources
 from tunesmith.models.load import load_stop_ids
+from tunesmith.run.base_template import choose_template
 from tunesmith.run.example_cache import ExampleCache
 from tunesmith.run.make_examples import Made, Maker, make_examples
 from tunesmith.run.prepared import Prepared, Split
 from tunesmith.templates.chat import ChatTemplate
+from tunesmith.templates.notes import describe_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,17 +94,26 @@ def open_data(recipe: Recipe) -> RecipeData:
 
 
 def prepare(
-    recipe: Recipe, data: RecipeData, tokenizer: PreTrainedTokenizerBase, listener: Listener = ignore
+    recipe: Recipe,
+    data: RecipeData,
+    tokenizer: PreTrainedTokenizerBase,
+    listener: Listener = ignore,
+    *,
+    own_files: bool = True,
 ) -> Prepared:
-    """Turn the data into examples, or take those that are kept; raise :class:`DataError` where nothing is to learn."""
-    template = ChatTemplate(tokenizer, recipe.template.name, recipe.template.arguments)
-    template.add_stop_ids(load_stop_ids(recipe.model))
-    kept = data.cache.load(template)
-    if kept is not None:
-        return kept
-    began = time.monotonic()
-    prepared = _make(recipe, data.read, template, listener)
-    return data.cache.keep(prepared) if time.monotonic() - began > _WORTH_KEEPING else prepared
+    """Turn the data into examples, or take those that are kept; raise :class:`DataError` where nothing is to learn.
+
+    Without *own_files* the model is known by its shape alone, and nobody is asked at what it stops.
+    """
+    chosen = choose_template(recipe, tokenizer)
+    template = ChatTemplate(tokenizer, chosen.name, recipe.template.arguments, recipe.template.lost)
+    template.add_stop_ids(load_stop_ids(recipe.model) if own_files else [])
+    prepared = data.cache.load(template)
+    if prepared is None:
+        began = time.monotonic()
+        prepared = _make(recipe, data.read, template, listener)
+        prepared = data.cache.keep(prepared) if time.monotonic() - began > _WORTH_KEEPING else prepared
+    return replace(prepared, notices=[*chosen.notices, *prepared.notices])
 
 
 def _make(recipe: Recipe, data: ReadData, template: ChatTemplate, listener: Listener) -> Prepared:
@@ -114,16 +125,7 @@ def _make(recipe: Recipe, data: ReadData, template: ChatTemplate, listener: List
             f"nothing to learn: none of {len(data.train_conversations)} conversations has a trained token within "
             f"data.max_tokens = {recipe.data.max_tokens}"
         )
-    notices = []
-    if made.ends_added:
-        notices.append(
-            f"the template does not end {made.ends_added} answers: the end token was added, so that the model "
-            "learns to stop"
-        )
-    if made.reasoning_dropped:
-        notices.append(
-            f"the template does not write the reasoning of {made.reasoning_dropped} answers: it is not learnt"
-        )
+    notices = describe_notes(made.notes)
     held = data.validation_conversations
     validation = _split(recipe, make_examples(maker, held, listener), held, data.validation) if held else None
     if shared := count_shared(held, data.train_conversations):
@@ -148,7 +150,8 @@ def _losses(name: str, split: Split | None, recipe: Recipe) -> list[str]:
     if split is None:
         return []
     said = {
-        "truncated": f"answers lost their end at data.max_tokens = {recipe.data.max_tokens}",
+        "truncated": f"answers lost their end at data.max_tokens = {recipe.data.max_tokens}: raise it, or drop them "
+        "with data.too_long: drop",
         "dropped": f"conversations were dropped: no trained token within data.max_tokens = {recipe.data.max_tokens}",
         "bad_rows": "rows could not be read and were skipped",
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import annotated_types
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -21,6 +22,8 @@ from tunesmith.methods import Method
 from tunesmith.recipe.places import Place
 from tunesmith.recipe.schema import Recipe
 from tunesmith.run.catalogue import REGISTRIES, default_text
+from tunesmith.run.defaults import method_rate
+from tunesmith.run.importing_page import importing_page
 from tunesmith.templates.library import read_template, template_names
 
 _GENERATED = "<!-- written by `python -m tunesmith.run.reference docs/reference`; change the code, not this page -->"
@@ -67,6 +70,7 @@ _BOUNDS: Mapping[type, str] = {
 def reference_pages() -> dict[str, str]:
     """Return file name -> text of every page."""
     pages = {"settings": _settings_page(), "templates": _templates_page(), "commands": _commands_page()}
+    pages["importing"] = importing_page()
     pages |= {name: _plugins_page(name, REGISTRIES[name]) for name in _PLUGINS}
     return {f"{name}.md": f"{_GENERATED}\n\n{text.rstrip()}\n" for name, text in pages.items()}
 
@@ -162,7 +166,7 @@ def _plugin(name: str, plugin: type[Block], usage: str) -> Iterator[str]:
     yield f"```yaml\n{usage.format(example=example)}\n```"
     if issubclass(plugin, Method):
         result = "an adapter beside the base model" if plugin.adds_adapter else "a whole model"
-        yield f"Its result is {result}; its usual learning rate is {plugin.learning_rate:g}."
+        yield f"Its result is {result}; its usual learning rate is {method_rate(plugin):g}."
     if issubclass(plugin, Format):
         rows = [
             f"| `{key}` | {'yes' if key in plugin.required else ''} | {what} |" for key, what in plugin.columns.items()
@@ -189,15 +193,26 @@ def _templates_page() -> str:
         parts += [
             f"## {name}",
             template.summary,
-            f"Turns end with {stops}.",
+            f"Turns end with {stops}. From: {template.source}.",
             f"```text\n{_rendered(template.jinja)}\n```",
         ]
     return "\n\n".join(parts)
 
 
 def _rendered(jinja: str) -> str:
+    """Return the dialogue in this template; without its system message where that is refused."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(jinja).render(messages=_DIALOGUE, eos_token="<eos>", add_generation_prompt=True)
+    environment.globals["raise_exception"] = _refuse
+    template = environment.from_string(jinja)
+    given = {"bos_token": "<bos>", "eos_token": "<eos>", "add_generation_prompt": True}
+    try:
+        return template.render(messages=_DIALOGUE, **given)
+    except TemplateError:
+        return template.render(messages=_DIALOGUE[1:], **given)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
 
 
 def _commands_page() -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import RecipeError, UserError
 from tunesmith.core.events import Listener, ignore
 from tunesmith.core.settings import process_settings
 from tunesmith.engine.pack import build_packs
-from tunesmith.models.load import load_config, load_tokenizer
+from tunesmith.models.quantized_base import check_loaded_config, quantization_in, settled_quantization
+from tunesmith.models.rope import is_dynamic
+from tunesmith.models.vocabulary import check_vocabulary
 from tunesmith.run.compiling import compiled_mark, measure_work, settle_compiling
 from tunesmith.run.defaults import Facts, seeds_of_failure
-from tunesmith.run.estimate import NoEstimateError, Outline, estimate, fit_tokens
+from tunesmith.run.estimate import estimate, fit_tokens
 from tunesmith.run.machine import Machine
+from tunesmith.run.outline import NoEstimateError, Outline
 from tunesmith.run.plan import Plan, make_plan
 from tunesmith.run.prepare import open_data, prepare
+from tunesmith.run.start import load_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,18 +51,21 @@ def settle(
     *,
     machine: Machine | None = None,
     speed: Callable[[Machine, Plan, Outline], Speed] | None = None,
+    shape_will_do: bool = False,
 ) -> Settled:
     """Settle *recipe* for this machine, or for *machine*; raise :class:`UserError` for all that cannot work.
 
     With *speed* the cost is counted exactly, and how long it takes follows; without, a bound on the memory will do
-    where it fits plainly.
+    where it fits plainly.  If *shape_will_do*, a well-known model need not be there.
     """
     machine = machine or Machine.probe(recipe.engine.device, process_settings().world_size)
     data = open_data(recipe)
-    tokenizer = load_tokenizer(recipe.model, data.texts)
-    config = load_config(recipe.model, tokenizer)
+    start = load_start(recipe, data, shape_will_do=shape_will_do)
+    config = start.config
+    if problems := list(check_loaded_config(recipe.model, recipe, config, machine.device)):
+        raise RecipeError(problems)
     outline = make_outline(recipe, config, machine)
-    prepared = prepare(recipe, data, tokenizer, listener)
+    prepared = start.tell(prepare(recipe, data, start.tokenizer, listener, own_files=not start.notice))
     return settle_prepared(recipe, machine, prepared, config, outline, speed)
 
 
@@ -75,21 +82,20 @@ def settle_prepared(
     parameters = outline.counts[0] if isinstance(outline, Outline) else None
     validated = prepared.validation is not None
     plan = make_plan(recipe, machine, len(prepared.train.examples), validated=validated, parameters=parameters)
-    notices = (*plan.notices, *prepared.notices, *recipe.method.notices(config), *_check_fit(recipe, config, prepared))
+    notices = (*plan.notices, *prepared.notices, *recipe.method.notices(config), *_check_fit(config, prepared))
     why = dict(plan.why)
     if prepared.remade_because:
         why["examples"] += f"; made anew by every run, because {prepared.remade_because}"
     plan = replace(plan, why=why, notices=notices)
+    plan = _with_quantization(plan, config, outline)
     plan = _with_cost(plan, prepared, machine, outline, speed) if isinstance(outline, Outline) else plan
     if not known:
         unknown = dict.fromkeys(("parameters", "trained_parameters", "memory", "seconds"), f"not known: {outline}")
         plan = replace(plan, why={**plan.why, **unknown})
     plan = _with_compiling(plan, prepared, machine, config)
-    counts = prepared.train.counts
     facts = Facts(
         examples=plan.examples,
-        trained_tokens=counts["trained_tokens"],
-        cut=counts["truncated"],
+        trained_tokens=prepared.train.counts["trained_tokens"],
         steps=plan.steps,
         learning_rate=plan.learning_rate,
         parameters=plan.parameters,
@@ -97,6 +103,21 @@ def settle_prepared(
     )
     plan = replace(plan, notices=(*plan.notices, *seeds_of_failure(recipe, facts)))
     return Settled(plan, machine, prepared, config)
+
+
+def _with_quantization(plan: Plan, config: PreTrainedConfig, outline: Outline | str) -> Plan:
+    """Return *plan* with how the base is quantized, and how much of it."""
+    found = settled_quantization(plan.recipe.model, config)
+    if found is None:
+        own = quantization_in(config)  # of a kind that is not ours
+        unknown = {"quantization": "as the model's files are; its memory is counted as if it were not"}
+        return plan if own is None else replace(plan, quantization=own[0], why={**plan.why, **unknown})
+    why = "the recipe says so" if plan.recipe.model.quantization is not None else "as the model's files are"
+    if isinstance(outline, Outline) and outline.packed:
+        rest = plan.precision if plan.recipe.method.adds_adapter else plan.recipe.engine.weights
+        share, bits = outline.packed_share
+        why += f"; {share:.0%} of the weights, at {bits:.2f} bits each; head, embeddings and norms stay {rest}"
+    return replace(plan, quantization=found.described(), why={**plan.why, "quantization": why})
 
 
 def _with_compiling(plan: Plan, prepared: Prepared, machine: Machine, config: PreTrainedConfig) -> Plan:
@@ -155,28 +176,23 @@ def _with_cost(
     return replace(plan, memory=memory, seconds=seconds, why=why, notices=notices)
 
 
-def _check_fit(recipe: Recipe, config: PreTrainedConfig, prepared: Prepared) -> list[str]:
+def _check_fit(config: PreTrainedConfig, prepared: Prepared) -> list[str]:
     """Raise where tokenizer and model do not belong together; return notices of what is unusual."""
     text = config.get_text_config()
-    tokens, rows = len(prepared.template.tokenizer), int(text.vocab_size)
-    highest = prepared.train.examples.highest_token
-    if highest >= rows:
+    both = [made for made in (prepared.train, prepared.validation) if made is not None]
+    highest = max(made.examples.highest_token for made in both)
+    notices = check_vocabulary(prepared.template.tokenizer, int(text.vocab_size), highest)
+    longest, context = max(made.counts["longest"] for made in both), getattr(text, "max_position_embeddings", None)
+    if not context or longest <= context:
+        return notices
+    if is_dynamic(config):
         raise UserError(
-            f"model: its embedding has {rows} rows, but the tokenizer ({tokens} tokens) gives token id {highest}"
+            f"model.rope_scaling: dynamic squeezes a pass by the longest sequence seen so far, so what one of over "
+            f"{context} tokens teaches would depend on what ran before it (there are up to {longest}); use yarn, or "
+            f"train on shorter ones, data.max_tokens: {context}, and let dynamic serve longer ones"
         )
-    longest, context = prepared.train.counts["longest"], getattr(text, "max_position_embeddings", None)
-    scaling = recipe.model.rope_scaling
-    if scaling is not None and scaling.type == "dynamic" and context and longest > context:
-        context = round(context * scaling.factor)
-        notices = [
-            "model.rope_scaling: dynamic squeezes a whole pass by its longest sequence, in training as in serving, so "
-            "that results depend on what else is in a pass; yarn does not"
-        ]
-    else:
-        notices = []
-    if context and longest > context:
-        notices.append(
-            f"sequences of up to {longest} tokens, but the model was made for {context}: lower data.max_tokens, or set "
-            "model.rope_scaling"
-        )
-    return notices
+    return [
+        *notices,
+        f"sequences of up to {longest} tokens, but the model was made for {context}: lower data.max_tokens, or set "
+        "model.rope_scaling",
+    ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
-from tunesmith.core.files import whole_folder
+from tunesmith.core.files import check_new_folder, whole_folder
 from tunesmith.models.load import check_model, find_model, model_from, tokenizer_from
+from tunesmith.run.adapters import check_named_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +32,9 @@ def soup(
     import torch
 
     shares = _shares(paths, weights)
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise UserError(f"{target} is there already; name a new folder")
+    check_new_folder(target)
     places = [_whole(path) for path in paths]
+    check_named_once(paths, [place.weights for place in places])
     configs = [_config(place) for place in places]
     tokenizers = [tokenizer_from(place.tokenizer) for place in places]
     for path, config, tokenizer in zip(paths[1:], configs[1:], tokenizers[1:], strict=True):
@@ -71,9 +73,8 @@ def _shares(paths: Sequence[str], weights: Sequence[float] | None) -> list[float
     if weights is None:
         return [1 / len(paths)] * len(paths)
     if len(weights) != len(paths):
-        raise UserError(f"--weights: {len(weights)} shares for {len(paths)} models; give one each")
-    total = sum(weights)
-    if min(weights) < 0 or abs(total - 1) > 1e-6:
+        raise UserError(f"--weights: {len(weights)} of them for {len(paths)} models; give one each")
+    if min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-6):  # which what is no number is not, either
         raise UserError(f"--weights: shares are at least 0 and add up to 1; found {', '.join(map(str, weights))}")
     return list(weights)
 
@@ -83,8 +84,8 @@ def _whole(path: str) -> Place:
     place = find_model(path)
     if place.adapter is not None:
         raise UserError(
-            f"{path} is an adapter: the average of two adapters' matrices is not that of what they add. Export each "
-            f"first: tunesmith export {path} --to FOLDER"
+            f"{path} is an adapter: average adapters of one base with tunesmith adapter add; for a soup of models, "
+            f"export it first: tunesmith export {path} --to FOLDER"
         )
     return place
 
@@ -100,7 +101,7 @@ def _check_alike(first: tuple[str, Any, Any], other: tuple[str, Any, Any]) -> No
     (path, config, tokenizer), (other_path, other_config, other_tokenizer) = first, other
     ignored = {"dtype", "transformers_version", "use_cache", "_name_or_path", "architectures"}
     own, found = config.to_dict(), other_config.to_dict()
-    for name in sorted((own.keys() | found.keys()) - ignored):
+    for name in sorted((own.keys() | found.keys()) - ignored, key=lambda name: (name != "model_type", name)):
         if own.get(name) != found.get(name):
             raise UserError(
                 f"{path} and {other_path} cannot be averaged: {name} is {own.get(name)} in one, {found.get(name)} in "

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.run.cards import Card
-    from tunesmith.run.estimate import Outline, Work
+    from tunesmith.run.estimate import Work
     from tunesmith.run.machine import Machine
+    from tunesmith.run.outline import Outline
     from tunesmith.run.plan import Plan
 
 # share of the best product rate that training reaches: our judgement, near that of the better trainers

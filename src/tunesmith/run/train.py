@@ -13,6 +13,7 @@ from tunesmith import __version__
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Event, Listener, ignore
 from tunesmith.core.settings import process_settings
+from tunesmith.engine.pack import ROWS
 from tunesmith.models.load import find_model
 from tunesmith.models.quantized_base import count_weights
 from tunesmith.recipe.read import recipe_from_values
@@ -96,7 +97,7 @@ def _as_settled_before(folder: RunFolder) -> Recipe:
         return recipe
     chosen = plan["settled"]
     engine = {name: chosen[name] for name in ("layout", "tokens_per_pass", "precision")}
-    if engine["layout"] == "padded":
+    if engine["layout"] in ROWS:
         engine["attention"] = "auto"  # what was asked for packs has found none
     # compiled blocks round otherwise than eager ones: a run ends as it began
     engine["compile"] = chosen.get("compile", False)
@@ -187,13 +188,14 @@ def _stopping(loop: TrainingLoop) -> Iterator[None]:
 
 def _manifest(settled: Settled) -> dict[str, Any]:
     recipe, machine = settled.plan.recipe, settled.machine
-    model = recipe.model.path or f"new {recipe.model.scratch and recipe.model.scratch.architecture}"
+    asked = recipe.model
+    model = asked.path or f"new {asked.scratch and asked.scratch.architecture}"
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "tunesmith": __version__,
         "versions": library_versions(),
         "machine": {k: v for k, v in vars(machine).items() if k != "has_torch"},
-        "model": {"path": model, "base": find_model(model).base if recipe.model.path else None},
+        "model": {"path": model, "base": find_model(model, asked.hub, asked.revision).base if asked.path else None},
         "data": {"files": settled.prepared.files},
         "seed": recipe.seed,
     }
@@ -216,12 +218,12 @@ def _with_layout(plan: Plan, layout: Any, attention: Any, notices: list[str], ea
         data["settled"]["compile"], data["why"]["compile"] = False, eager
         data["notices"].append(eager)
     data["settled"]["layout"] = layout
-    if layout != "padded":
+    if layout not in ROWS:
         data["settled"]["attention"] = attention.names
         data["why"]["attention"] = attention.why()
     elif plan.layout != layout:
         data["settled"]["attention"] = ["own"]
-        data["why"]["attention"] = "padded rows take the attention that the model comes with"
+        data["why"]["attention"] = "rows of one sequence take the attention that the model comes with"
     data["notices"] += notices
     if notices:
         data["why"]["layout"] = notices[0]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 adapter_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at adapters, add, extract, convert.")
 
 Named = Annotated[str, typer.Argument(help="A run's folder, or an adapter's.", metavar="ADAPTER")]
-Output = Annotated[Path, typer.Option(help="New folder for the adapter.")]
+Target = Annotated[Path, typer.Option(help="New folder for the adapter.")]
 Rank = Annotated[int, typer.Option(help="Rank of the new adapter.", min=1)]
 Whole = Annotated[
     bool, typer.Option("--whole", help="Save modules that no LoRA can hold (norms, embeddings) beside it.")
@@ -54,8 +54,8 @@ def _lines(found: Description) -> list[tuple[str, str]]:
 
 @adapter_app.command()
 def add(
-    adapters: Annotated[list[str], typer.Argument(help="Runs or adapters on one base.", metavar="ADAPTER…")],
-    output: Output,
+    adapters: Annotated[list[str], typer.Argument(help="Runs or adapters on one base.", metavar="ADAPTER")],
+    to: Target,
     weights: Annotated[
         str | None, typer.Option(help="Weight of each, such as 0.7,0.3; left out, equal shares of one.")
     ] = None,
@@ -78,10 +78,8 @@ def add(
 
     shares = _numbers(weights) if weights is not None else None
     with shown.progress() as listener:
-        add_adapters(
-            adapters, output, weights=shares, how=how, density=density, rank=rank, seed=seed, listener=listener
-        )
-    shown.line(f"wrote {output}")
+        add_adapters(adapters, to, weights=shares, how=how, density=density, rank=rank, seed=seed, listener=listener)
+    shown.line(f"wrote {to}; see what it is worth: tunesmith compare {adapters[0]} {to}")
 
 
 def _numbers(text: str) -> list[float]:
@@ -95,7 +93,7 @@ def _numbers(text: str) -> list[float]:
 def extract(
     tuned: Annotated[str, typer.Argument(help="A model, run or Hub name.", metavar="TUNED")],
     base: Annotated[str, typer.Argument(help="What it was made of.", metavar="BASE")],
-    output: Output,
+    to: Target,
     rank: Rank = 16,
     whole: Whole = False,
     as_json: AsJson = False,
@@ -105,14 +103,14 @@ def extract(
     from tunesmith.run.extract import extract as extract_adapter
 
     with shown.progress(quiet=as_json) as listener:
-        found = extract_adapter(tuned, base, output, rank=rank, whole=whole, listener=listener)
+        found = extract_adapter(tuned, base, to, rank=rank, whole=whole, listener=listener)
     _extracted(found, as_json=as_json)
 
 
 @adapter_app.command()
 def convert(
     adapter: Named,
-    output: Output,
+    to: Target,
     rank: Rank = 16,
     whole: Whole = False,
     as_json: AsJson = False,
@@ -122,13 +120,14 @@ def convert(
     from tunesmith.run.extract import convert as convert_adapter
 
     with shown.progress(quiet=as_json) as listener:
-        found = convert_adapter(adapter, output, rank=rank, whole=whole, listener=listener)
+        found = convert_adapter(adapter, to, rank=rank, whole=whole, listener=listener)
     _extracted(found, as_json=as_json)
 
 
 def _extracted(found: Extracted, *, as_json: bool) -> None:
     """Print how much of the difference the adapter holds."""
     from tunesmith.apps.cli import show as shown
+    from tunesmith.run.extract import shortened
 
     if as_json:
         shown.as_json_text(found.as_data())
@@ -137,9 +136,9 @@ def _extracted(found: Extracted, *, as_json: bool) -> None:
     shares = ", ".join(f"rank {rank} {share:.2%}" for rank, share in found.kept.items())
     shown.line(f"of their difference (squared Frobenius norm): {shares}")
     if found.whole:
-        shown.line(f"saved whole beside it: {', '.join(found.whole)}")
+        shown.line(f"saved whole beside it: {shortened(found.whole)}")
     if found.left_out:
         shown.line(
-            f"NOT in it, with {found.outside:.2%} of the whole difference: {', '.join(found.left_out)}; "
+            f"NOT in it, with {found.outside:.2%} of the whole difference: {shortened(found.left_out)}; "
             "--whole saves their modules beside it"
         )

@@ -12,6 +12,8 @@ import typer
 
 from tunesmith import __version__
 from tunesmith.apps.cli.adapter import adapter_app
+from tunesmith.apps.cli.import_ import import_, read_or_import
+from tunesmith.apps.cli.verse import verse_app
 from tunesmith.core.errors import UserError
 from tunesmith.core.settings import prepare_process
 
@@ -24,8 +26,11 @@ app = typer.Typer(
 )
 
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(verse_app, name="verse")
 
-RecipeFile = Annotated[Path, typer.Argument(help="The recipe, in YAML.", metavar="RECIPE")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="The recipe, or a file of LLaMA-Factory, TRL or axolotl.", metavar="RECIPE")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to it, such as schedule.epochs=1 method.rank=8.", metavar="SETTING=VALUE"),
@@ -97,9 +102,7 @@ def plan(
     from tunesmith.run.planning import check_options, plan_for
 
     check_options(card=card, fit=fit, probe=probe, output=output)
-    from tunesmith.recipe import read_recipe
-
-    asked = read_recipe(recipe, overrides or ())
+    asked = read_or_import(recipe, overrides or ())
     from tunesmith.apps.cli import show
 
     planned = plan_for(asked, card=card, fit=fit, probe=probe)
@@ -116,9 +119,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show which tokens would be trained, and count what is lost."""
-    from tunesmith.recipe import read_recipe
-
-    asked = read_recipe(recipe, overrides or ())
+    asked = read_or_import(recipe, overrides or ())
     from tunesmith.apps.cli import show
     from tunesmith.run.inspect import inspect as inspect_recipe
 
@@ -134,9 +135,7 @@ def train(
     ] = False,
 ) -> None:
     """Train; then compare with the base model and write the report."""
-    from tunesmith.recipe import read_recipe
-
-    asked = read_recipe(recipe, overrides or ())
+    asked = read_or_import(recipe, overrides or ())
     from tunesmith.apps.cli import show
     from tunesmith.run.train import train as train_recipe
 
@@ -269,7 +268,7 @@ def export(
 
 @app.command()
 def soup(
-    models: Annotated[list[str], typer.Argument(help="Runs or whole models of one shape.", metavar="MODEL...")],
+    models: Annotated[list[str], typer.Argument(help="Runs or whole models of one shape.", metavar="MODEL")],
     to: Annotated[Path, typer.Option(help="New folder for the model.")],
     weights: Annotated[
         str | None, typer.Option(help="Share of each, such as 0.7,0.3; left out, all alike.", metavar="SHARES")
@@ -306,20 +305,27 @@ def demo(
     show.demo(result)
 
 
+app.command(name="import", context_settings={"ignore_unknown_options": True})(import_)
+
+
 @app.command(name="list")
 def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="methods, stages, optimizers, quantizations, formats, scores, templates or settings; left out, all."
+            help="methods, stages, optimizers, quantizations, formats, scores, templates, settings or models; "
+            "left out, all but the models."
         ),
     ] = None,
+    word: Annotated[
+        str, typer.Argument(help="Only what holds this word; of models, each by itself: list models qwen3.")
+    ] = "",
 ) -> None:
     """List what there is to choose from, with a line about each."""
     from tunesmith.apps.cli import show
     from tunesmith.run.catalogue import catalogue
 
-    show.catalogue(catalogue(kind))
+    show.catalogue(catalogue(kind, word))
 
 
 def main() -> Any:

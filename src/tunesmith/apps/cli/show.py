@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from tunesmith.core.events import Event, Listener
     from tunesmith.run.demo import Demo
-    from tunesmith.run.estimate import Memory
     from tunesmith.run.inspect import Inspection, ShownToken
+    from tunesmith.run.need import Memory
     from tunesmith.run.plan import Plan
     from tunesmith.run.planning import Planned
     from tunesmith.run.train import Outcome
@@ -195,7 +195,11 @@ def inspection(found: Inspection, *, as_json: bool) -> None:
             out.print(_coloured(sequence, plain=not out.is_terminal))
             out.print()
     if found.records:
-        legend = "trained tokens are green" if out.is_terminal else "trained tokens stand in [[…]], split by |"
+        legend = (
+            "trained tokens are green, yellow where they weigh more or less than 1"
+            if out.is_terminal
+            else "trained tokens stand in [[…]], split by |, with ×weight where that is not 1"
+        )
         out.print(Text(f"{legend}; grey ones are only read", style="dim"))
         out.print()
     out.print(_counts(found.counts))
@@ -208,17 +212,19 @@ def vars_of(token: ShownToken) -> dict[str, Any]:
 
 
 def _coloured(sequence: list[ShownToken], *, plain: bool) -> Text:
-    text, inside = Text(), False
+    text, inside = Text(), 0.0
     for index, token in enumerate(sequence):
         trained = token.weight != 0
         shown = token.text.replace("\n", "⏎\n")
         if plain:
-            text.append(("[[" if trained and not inside else "") if trained or not inside else "]]")
-            text.append(("|" if trained and inside else "") + shown)
+            changed = token.weight != inside
+            text.append("]]" if changed and inside else "")
+            text.append(("[[" if token.weight == 1 else f"[[×{token.weight:g} ") if changed and trained else "")
+            text.append(("|" if trained and not changed else "") + shown)
         else:
             shade = "black on green" if index % 2 else "black on bright_green"
             text.append(shown, style=(shade if token.weight == 1 else "black on yellow") if trained else "bright_black")
-        inside = trained
+        inside = token.weight
     if plain and inside:
         text.append("]]")
     return text
@@ -345,6 +351,8 @@ def _notices(out: Console, notices: list[str]) -> None:
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return "—"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -30,6 +30,9 @@ def talk(
     asking = sys.stdin.isatty()
     if asking:
         print("Ask away.  /new begins again, /quit ends.  End a line with \\ to go on with it in the next.")
+        if adapters:
+            print("/adapter NAME lets another adapter answer.", end="  ")
+            _switch(conversation, "")
     while (text := _read(asking=asking)) is not None:
         if text == "/quit":
             return

@@ -101,20 +101,22 @@ def assemble(record: Record, messages: Sequence[Message], place: str) -> Convers
     return Conversation(turns, tools=_read_tools(values.get("tools")), origin=record.origin)
 
 
-def read_trained(turn: Mapping[str, Any], role: Role, place: str) -> bool | None:
-    """Return ``False`` where ``train: false`` or ``weight: 0`` keeps a turn from being learnt."""
+def read_learning(turn: Mapping[str, Any], role: Role, place: str) -> tuple[bool | None, float]:
+    """Return whether a turn is learnt, and how much its tokens count, from its ``train`` and ``weight``.
+
+    ``train: false`` or ``weight: 0`` keeps a turn from being learnt; ``train: true`` learns it whatever the stage
+    chooses, as a weight does for a turn that is not the assistant's.  ``None`` leaves it to the stage.
+    """
     train, weight = turn.get("train"), turn.get("weight")
-    if train is None and weight is None:
-        return None
     if not isinstance(train, bool | None):
         raise RowError(f"{place}.train", f"found {describe(train)}; must be true or false")
-    if weight not in (None, 0, 1):
-        raise RowError(f"{place}.weight", f"found {describe(weight)}; must be 0 or 1")
-    if train is False or weight == 0:
-        return False
-    if role != "assistant":
-        raise RowError(place, f"asks to learn a {role} turn; only assistant turns are learnt")
-    return None
+    if weight is None:
+        return train, 1.0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise RowError(f"{place}.weight", f"found {describe(weight)}; must be a number from 0 on, such as 0, 0.5 or 1")
+    if weight == 0 or train is False:
+        return False, 1.0
+    return (train if role == "assistant" else True), float(weight)
 
 
 def read_tool_calls(value: Any, place: str) -> tuple[dict[str, Any], ...]:
@@ -145,17 +147,21 @@ def _read_message(value: Any, place: str) -> Message:
     if role is None:
         raise unknown_role(value.get("role"), f"{place}.role", list(_ROLES))
     calls = value.get("tool_calls")
+    trained, weight = read_learning(value, role, place)
     if calls and role != "assistant":
         raise RowError(f"{place}.tool_calls", f"found in a {role} message; only the assistant calls tools")
     content = value.get("content")
+    parts = content if isinstance(content, list) else ()
     return Message(
         role=role,
         content="" if content is None and calls else _read_content(content, f"{place}.content", role, bool(calls)),
         reasoning=_read_reasoning(value, place),
         tool_calls=read_tool_calls(calls, f"{place}.tool_calls") if calls else (),
-        trained=read_trained(value, role, place),
+        trained=trained,
         name=_read_label(value, "name", place),
         tool_call_id=_read_label(value, "tool_call_id", place),
+        weight=weight,
+        parts=tuple(part["text"] for part in parts) if len(parts) > 1 else (),
     )
 
 

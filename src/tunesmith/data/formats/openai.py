@@ -6,10 +6,10 @@ from tunesmith.data.formats._turns import SHARED_COLUMNS, assemble, read_column,
 
 
 class OpenAI(Format):
-    """Read roles, tool calls and reasoning; ``train: false`` or ``weight: 0`` keeps a turn from being learnt."""
+    """Read roles, tool calls and reasoning; a turn's ``train`` and ``weight`` say whether and how much it is learnt."""
 
     columns = {
-        "messages": "list of messages: role, content, and where needed tool_calls, reasoning_content, train",
+        "messages": "list of messages: role, content, and where needed tool_calls, reasoning_content, train, weight",
         **SHARED_COLUMNS,
     }
     required = frozenset({"messages"})

@@ -15,10 +15,10 @@ from tunesmith.data.formats._turns import (
     check_order,
     read_column,
     read_filled_text,
+    read_learning,
     read_list,
     read_text,
     read_tool_calls,
-    read_trained,
     unknown_role,
 )
 
@@ -105,22 +105,24 @@ class ShareGPT(Format):
             case "system" | "tool" as role:
                 text = read_text(content, place_of_content)
             case "function_call":
-                return _read_call(content, place_of_content, read_trained(turn, "assistant", place))
+                return _read_call(content, place_of_content, *read_learning(turn, "assistant", place))
             case _:
                 raise unknown_role(tag, f"{place}.{self.role_tag}", list(self._tags))
-        return Message(role, text, trained=read_trained(turn, role, place))
+        trained, weight = read_learning(turn, role, place)
+        return Message(role, text, trained=trained, weight=weight)
 
 
-def _read_call(content: Any, place: str, trained: bool | None) -> Message:
+def _read_call(content: Any, place: str, trained: bool | None, weight: float) -> Message:
     """Return the assistant turn of a function call: JSON for one call or a list, after thoughts if there are any."""
     reasoning = None
     if isinstance(content, str) and (thought := _THOUGHT.match(read_text(content, place))):
         reasoning, content = thought[1].strip(), content[thought.end() :]
-    return Message("assistant", "", reasoning, read_tool_calls(content, place), trained)
+    return Message("assistant", "", reasoning, read_tool_calls(content, place), trained, weight=weight)
 
 
 def _can_join(before: Message, call: Message) -> bool:
-    return before.role == "assistant" and before.trained == call.trained and not (before.reasoning and call.reasoning)
+    learnt_alike = (before.trained, before.weight) == (call.trained, call.weight)
+    return before.role == "assistant" and learnt_alike and not (before.reasoning and call.reasoning)
 
 
 def _join(before: Message, call: Message) -> Message:

@@ -137,17 +137,22 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks: ``[1, H, N, D]`` in, ``[1, N, H, D]`` out."""
     unusual = [n for n in ("softcap", "s_aux", "position_bias", "head_mask") if kwargs.get(n) is not None]
-    if unusual or value.shape[-1] != query.shape[-1]:
-        raise UnsupportedAttentionError(f"attention with {', '.join(unusual) or 'unequal head sizes'}")
+    missing = query.shape[-1] - value.shape[-1]
+    if unusual or missing < 0:
+        raise UnsupportedAttentionError(f"attention with {', '.join(unusual) or 'values longer than keys'}")
+    if missing:  # as latent attention has them (DeepSeek); filled up with zeros, which are left out again
+        value = torch.nn.functional.pad(value, (0, missing))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if torch.compiler.is_compiling():  # engine/compiled.py: opaque.py holds the operator
         shorter = tuple(x.to(compute_type(x)) for x in (q, k, v))
-        return torch.ops.tunesmith.segment_attention(*shorter, mask, scale)[0][None], None
+        out_NHD = torch.ops.tunesmith.segment_attention(*shorter, mask, scale)[0]
+        return out_NHD[None, ..., : query.shape[-1] - missing], None
     reach_N, depth_N = mask[0, 0, :2]
     plan = getattr(mask, "plan", None) or plan_forest(reach_N, depth_N)
     out_NHD = segment_attention(q, k, v, plan, scale)
-    return out_NHD[None], None
+    # as transformers' own: some models look at it in another shape
+    return out_NHD[None, ..., : query.shape[-1] - missing].contiguous(), None
 
 
 def segment_attention(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, plan: ForestPlan, scale: float) -> Tensor:

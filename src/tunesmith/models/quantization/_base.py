@@ -31,6 +31,9 @@ class Quantization(Spec):
     cannot_train: ClassVar[str] = ""
     """Why no adapter trains on it; one does where empty."""
 
+    keeps_inputs: ClassVar[bool] = False
+    """Whether a product keeps its input for the backward pass, which frozen weights do not need."""
+
     usual_bytes: ClassVar[float]
     """Bytes a weight, where a subclass does not count them."""
 
@@ -58,6 +61,10 @@ class Quantization(Spec):
         elif recipe.method.needs_plain_weights:
             why = f"{recipe.method.type_name()} does not train on {name} weights: {recipe.method.needs_plain_weights}"
             yield Problem("method", why, hint="use method: lora, or leave model.quantization out")
+        elif name in recipe.method.refused_quantizations:
+            why = f"{recipe.method.type_name()} does not train on {name} weights: "
+            why += recipe.method.refused_quantizations[name]
+            yield Problem("method", why, hint="use model.quantization: nf4, or method: lora")
 
     def check_installed(self) -> Iterable[Problem]:
         """Yield each package that is missing; nothing is imported."""
@@ -71,6 +78,12 @@ class Quantization(Spec):
         if device not in self.devices:
             problem = f"{self.type_name()} computes on {' and '.join(self.devices)} only, and this machine has {device}"
             yield Problem(_SETTING, problem, hint="use nf4 or int8, which also compute on a CPU, or leave it out")
+
+    def described(self) -> str:
+        """Return its name and the settings that are not the usual ones, as a recipe writes them."""
+        settings = {name: value for name, value in self.model_dump().items() if name in self.model_fields_set}
+        changed = [f"{name}: {value}" for name, value in settings.items() if name != "type"]
+        return f"{self.type_name()} ({', '.join(changed)})" if changed else self.type_name()
 
     def hint_to_train(self) -> str:
         """Return what to use for training instead."""

@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.core.errors import Problem
 from tunesmith.models.quantization._base import Quantization
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import torch
 
 
@@ -20,6 +17,7 @@ class Int8(Quantization):
 
     packages: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    keeps_inputs: ClassVar[bool] = True
 
     threshold: Annotated[float, Field(ge=0)] = 6.0
     """Inputs larger than this keep their column in 16 bits; 0 keeps none."""
@@ -31,10 +29,3 @@ class Int8(Quantization):
 
     def bytes_per_weight(self, rows: int, columns: int) -> float:  # noqa: ARG002 - each row has one scale
         return 1 + 4 / columns
-
-    def check(self, recipe: Any) -> Iterable[Problem]:
-        """Refuse also DoRA, for which peft would need the scales before bitsandbytes has them in place."""
-        yield from super().check(recipe)
-        if recipe.method.type_name() == "dora":
-            problem = "dora needs the norms of the weights, which peft cannot take of int8 ones"
-            yield Problem("method", problem, hint="use model.quantization: nf4, or method: lora")

@@ -1,0 +1,199 @@
+"""What a run needs of its device's memory at its worst moment, and how that compares with what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tunesmith.run.machine import Machine
+    from tunesmith.run.outline import Outline
+    from tunesmith.run.passes import Passes
+    from tunesmith.run.plan import Plan
+    from tunesmith.run.prepared import Prepared
+
+MIB = 2**20
+# what a process holds beside its tensors, measured by bench/memory_table.py (docs/memory.md): Python and the libraries
+# once imported and used; on CUDA our judgement of the context and its kernels
+_LIBRARIES = {"cpu": 330 * MIB, "mps": 700 * MIB, "cuda": 600 * MIB}
+# allocators cannot use all of what they hold: share of the tensors' peak
+_FRAGMENTS = {"cpu": 0.03, "mps": 0.05, "cuda": 0.04}
+# the CPU's library keeps a kernel, with its buffers, for each shape of a bfloat16 product: seen between 200 and 360 MiB
+_KERNELS = {"bfloat16": 260 * MIB}
+_OVERHEAD = ("fragments", "kernels", "libraries")
+# fits plainly below, does not fit above; between the two nobody should promise anything
+CLOSE, TOO_MUCH = 0.9, 1.1
+# the self-check before the first step takes examples of at most so many tokens (engine/check.py)
+_CHECKED_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a run needs on its device at its worst moment, in bytes."""
+
+    parts: dict[str, int]
+    """What it is for; the sum is the total."""
+    moment: str
+    """When that is."""
+    total: int
+    available: int
+    """Memory of the device; 0 where it is not known."""
+    at_most: bool = False
+    """Whether activations are a generous bound instead of a count: it fits so plainly that none was made."""
+
+    @property
+    def tensors(self) -> int:
+        """Bytes of tensors alone, as ``torch.cuda.max_memory_allocated`` would count them."""
+        return sum(size for name, size in self.parts.items() if name not in _OVERHEAD)
+
+    @property
+    def of_a_pass(self) -> bool:
+        """Whether it is a pass that needs the most, so that one of fewer tokens needs less."""
+        return "pass" in self.moment or self.at_most
+
+    @property
+    def share(self) -> float:
+        """The total as a share of what is there; 0 where that is not known."""
+        return self.total / self.available if self.available else 0.0
+
+    @property
+    def verdict(self) -> Literal["fits", "close", "too much", "unknown"]:
+        """Whether it fits; nobody should promise anything when it is close."""
+        if not self.available:
+            return "unknown"
+        return "too much" if self.share > TOO_MUCH else "close" if self.share > CLOSE else "fits"
+
+    def why(self, machine: Machine) -> str:
+        """Say how it compares with what *machine* has."""
+        need = f"{'at most ' if self.at_most else ''}{bytes_text(self.total)}"
+        if not self.available:
+            return f"{need}; how much this machine has is not known"
+        word = {"fits": "fits", "close": "close", "too much": "does not fit"}[self.verdict]
+        return f"{need} of {bytes_text(self.available)} ({machine.name}): {word}"
+
+
+def count_memory(
+    outline: Outline, plan: Plan, prepared: Prepared, machine: Machine, passes: Passes, trace: Any
+) -> Memory:
+    """Return the need of the worst moment: a pass, the check before the first step, or a checkpoint."""
+    static = outline.static(plan)
+    weights = {name: size for name, size in static.items() if name != "optimizer"}
+    trace = _on_device(trace, outline, plan, passes)
+    phase = max(trace.peaks, key=lambda name: trace.peaks[name])
+    gradients = round(trace.gradients[phase])
+    kept = round(min(trace.kept, trace.peaks[phase] - gradients))
+    rest = max(0, round(trace.peaks[phase]) - gradients - kept)
+    during = {"gradients": gradients, "activations": kept, phase: rest}
+    if phase.startswith("backward"):
+        during = {"gradients": gradients, "activations": kept + rest}
+    moments = {
+        f"a pass, {phase}": {**static, **during},
+        "the check before the first step": {**weights, "logits": _check_bytes(outline, prepared)},
+        **{f"{name} before the first step": {**weights, **parts} for name, parts in _check_parts(outline).items()},
+        "a checkpoint being written": {**static, "copy of the optimizer": static["optimizer"]},
+    }
+    if passes.following and not passes.follows:
+        share = passes.following / len(passes.largest.tokens)
+        later = {"gradients": static["weights that train"], "activations": round((kept + rest) * share)}
+        moments["a later pass of a step"] = {**static, **later}
+    if plan.processes > 1:
+        moments[f"a pass, {phase}"]["gradients of all processes"] = static["weights that train"]
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    return _with_overhead(moments[moment], moment, machine, plan, at_most=False)
+
+
+def _on_device(trace: Any, outline: Outline, plan: Plan, passes: Passes) -> Any:
+    """Return *trace*, made as on the CPU, with the larger chunks of logits that other devices take at once."""
+    from torch import nn
+
+    from tunesmith.engine.losses import chunk_memory
+    from tunesmith.engine.phantom import HEAD, TOP
+
+    head = outline.base.get_output_embeddings()
+    if plan.device == "cpu" or type(head) is not nn.Linear:
+        return trace
+    number = 4 if plan.precision == "float32" else 2
+    given = (head.out_features, number, len(passes.largest.target))
+    more = chunk_memory(plan.device, *given) - chunk_memory("cpu", *given)
+    linear = plan.recipe.stage.coefficient(passes.largest) is not None
+    peaks = {
+        name: peak + more if name == HEAD or (name == TOP and not linear) else peak
+        for name, peak in trace.peaks.items()
+    }
+    return replace(trace, peaks=peaks)
+
+
+def _check_parts(outline: Outline) -> dict[str, dict[str, int]]:
+    """Return what is there beside the weights while engine/check.py compares attention, and then gradients."""
+    check = outline.check
+    if check is None:  # a pass plainly needs more
+        return {}
+    flat = 4 * outline.counts[1] if check.twice else 0
+    return {
+        "the check of attention": {"activations": check.attention},
+        "the check of gradients": {"activations": check.gradients, "gradients": flat},
+        "the comparison of gradients": {"gradients": 3 * flat},
+    }
+
+
+def _with_overhead(parts: dict[str, int], moment: str, machine: Machine, plan: Plan, *, at_most: bool) -> Memory:
+    parts = {name: int(size) for name, size in parts.items() if size}
+    parts["fragments"] = round(_FRAGMENTS[machine.device] * sum(parts.values()))
+    if machine.device == "cpu" and plan.precision in _KERNELS:
+        parts["kernels"] = _KERNELS[plan.precision]
+    parts["libraries"] = _LIBRARIES[machine.device]
+    total = sum(parts.values())
+    return Memory(parts=parts, moment=moment, total=total, available=machine.memory_bytes, at_most=at_most)
+
+
+def _check_bytes(outline: Outline, prepared: Prepared) -> int:
+    """Return what the check's plain forward pass holds: float32 logits of one sequence, and their logarithms."""
+    lengths = np.diff(prepared.train.examples.sequence_start)
+    short = lengths[lengths <= _CHECKED_TOKENS]
+    tokens = int(short.max()) if len(short) else int(lengths.min())
+    return tokens * int(outline.config.get_text_config().vocab_size) * 8
+
+
+def bound_memory(outline: Outline, plan: Plan, prepared: Prepared, machine: Machine, passes: Passes) -> Memory:
+    """Return a bound without a trace: what no pass of any kind was seen to exceed."""
+    from torch import nn
+
+    static = outline.static(plan)
+    linears = [m for m in outline.model.modules() if isinstance(m, nn.Linear)]
+    features = sum(m.in_features + m.out_features for m in linears)
+    # a packed layer is unpacked for each of its products
+    unpacked = 4 * max((m.weight.numel() for m in linears), default=0) if outline.packed else 0
+    # experts stand in one tensor of three dimensions; a token goes through a few of them
+    features += 8 * sum(p.shape[-1] + p.shape[-2] for p in outline.model.parameters() if p.ndim == 3)
+    head = outline.base.get_output_embeddings()
+    trains_head = head is not None and any(p.requires_grad for p in head.parameters())
+    vocabulary = sum(p.numel() for p in head.parameters()) if trains_head else 0
+    tokens = len(passes.largest.tokens)
+    parts = {
+        **static,
+        "gradients": static["weights that train"],
+        "activations": features * 4 * 3 * tokens,
+        "head and loss": 160 * MIB + vocabulary * 12,
+        "unpacked weights": unpacked,
+        "logits": _check_bytes(outline, prepared),
+    }
+    return _with_overhead(parts, "a bound on all of them", machine, plan, at_most=True)
+
+
+def scaled_share(memory: Memory, tokens: float) -> float:
+    """Return *memory* as a share of what is there, had its pass so many times the *tokens*."""
+    fixed = weights_share(memory) * memory.available + sum(memory.parts.get(name, 0) for name in _OVERHEAD)
+    return (fixed + (memory.total - fixed) * tokens) / memory.available
+
+
+def weights_share(memory: Memory) -> float:
+    """Return what is there whatever a pass holds, as a share of the memory."""
+    names = ("weights, frozen", "weights that train", "optimizer")
+    return sum(memory.parts.get(name, 0) for name in names) / memory.available
+
+
+def bytes_text(size: float) -> str:
+    """Return a size as one reads it."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / MIB:.0f} MiB"

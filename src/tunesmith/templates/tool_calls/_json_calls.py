@@ -1,0 +1,31 @@
+"""What forms share that write a call as a JSON object with its name and arguments, or a list of them."""
+
+from typing import ClassVar
+
+from tunesmith.templates.tool_calls._base import Block, Schemas, ToolCallForm
+from tunesmith.templates.tool_calls._values import as_calls, read_json, skip_space
+
+
+class AbstractJsonCalls(ToolCallForm):
+    """A mark, the JSON, and for some a mark that closes it, which may be missing where the text ends."""
+
+    closing: ClassVar[str] = ""
+
+    def read(self, text: str, start: int, schemas: Schemas, *, final: bool) -> Block | None:  # noqa: ARG002
+        begin = start + len(next(mark for mark in (*self.marks, *self.first_marks) if text.startswith(mark, start)))
+        rejected = Block((), begin)
+        found = read_json(text, begin)
+        if found is None:
+            first = text[skip_space(text, begin) :][:1]
+            return rejected if first and first not in "[{" else None
+        value, end = found
+        if self.closing:
+            after = skip_space(text, end)
+            if text.startswith(self.closing, after):
+                end = after + len(self.closing)
+            elif not self.closing.startswith(text[after:]):
+                return rejected
+            elif not final:
+                return None
+        calls = as_calls(value)
+        return Block(calls, end) if calls else rejected
