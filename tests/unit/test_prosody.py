@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from tunesmith.core.errors import UserError
-from tunesmith.prosody import BOOKS, Pattern, Rule, Tier, check, find_book, readings, rule_texts
+from tunesmith.prosody import BOOKS, Pattern, ProsodyError, Rule, Tier, check, find_book, readings, rule_texts
 from tunesmith.prosody.books import CILIN, PINGSHUI, TONES
+from tunesmith.prosody.ci import tunes
 from tunesmith.prosody.line_types import fits
 from tunesmith.prosody.metre import find_metre
 from tunesmith.prosody.parallelism import percentile
@@ -43,7 +43,7 @@ def test_every_final_of_mandarin_is_in_every_modern_book():
 
 def test_a_book_is_found_by_its_names():
     assert find_book("新韵") is find_book("New Rhymes") is BOOKS["中华新韵"]
-    with pytest.raises(UserError, match="平水韵, 词林正韵"):
+    with pytest.raises(ProsodyError, match="平水韵, 词林正韵"):
         find_book("洪武正韵")
 
 
@@ -192,7 +192,7 @@ def test_compatibility_ideographs_are_read_as_what_they_stand_for():
 
 
 def test_an_unknown_form_is_named():
-    with pytest.raises(UserError, match="五绝, 七绝"):
+    with pytest.raises(ProsodyError, match="五绝, 七绝"):
         check(STORK_TOWER, "五言")
 
 
@@ -244,5 +244,41 @@ def test_a_pattern_of_ones_own():
 
 @pytest.mark.parametrize("text", ["", "平平X", "韵平"])
 def test_a_pattern_that_means_nothing_is_refused(text):
-    with pytest.raises(UserError, match="pattern"):
+    with pytest.raises(ProsodyError, match="pattern"):
         Pattern.parse(text)
+
+
+# --- ci
+
+HUANXISHA = "一曲新词酒一杯，去年天气旧亭台。夕阳西下几时回。无可奈何花落去，似曾相识燕归来。小园香径独徘徊。"
+
+
+@pytest.mark.parametrize("text", [HUANXISHA, f"浣溪沙\n{HUANXISHA}"])
+def test_a_ci_is_checked_against_its_tune(text):
+    """杯 and 台 are of two parts that Song poets mixed: lenient, not strict."""
+    report = check(text, "浣溪沙")
+
+    assert (report.form, report.book, report.lenient, report.tone_rate) == ("浣溪沙", "词林正韵", True, 1.0)
+    assert [line.rhyme for line in report.lines] == [True, True, True, False, True, True]
+    assert check(HUANXISHA.replace("台", "去"), "浣溪沙").tone_rate < 1
+
+
+def test_a_ci_is_recognised_by_its_lengths_or_its_heading():
+    assert check(f"浣溪沙\n{HUANXISHA}").form == "浣溪沙"
+    assert (
+        check(
+            "箫声咽，秦娥梦断秦楼月。秦楼月，年年柳色，灞陵伤别。乐游原上清秋节，咸阳古道音尘绝。音尘绝，西风残照，汉家陵阙。"
+        ).form
+        in tunes()
+    )
+
+
+def test_every_form_of_a_tune_reads_and_has_a_rhyme():
+    for forms in tunes().values():
+        for form in forms:
+            assert max(form.rhymes) >= 0
+
+
+def test_a_tune_that_is_not_known_is_named_with_its_neighbours():
+    with pytest.raises(ProsodyError, match="浣溪沙"):
+        check(HUANXISHA, "浣溪纱啊")

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tunesmith.apps.cli.main import app
-from tunesmith.core.errors import DataError
+from tunesmith.prosody import ProsodyError
 from tunesmith.prosody.verses import read_verses
 
 POEM = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
@@ -38,7 +38,7 @@ def test_verses_are_read_from_every_kind_of_file(tmp_path):
 )
 def test_a_record_without_verse_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, "utf-8")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ProsodyError, match=message):
         list(read_verses(tmp_path / name))
 
 
