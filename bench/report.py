@@ -107,7 +107,7 @@ def summary(session: Session) -> str:
         f"## {head['date']}",
         "",
         f"{head.get('gpu') or head['processor']}, {head['cores']} cores, {head['memory_gib']} GiB, {head['system']}; "
-        f"{head['threads']} threads a process; load before a run {_loads(session)}; Tunesmith at {head['commit']}.",
+        f"{head['threads']} threads a process; {_others(session)}; Tunesmith at {head['commit']}.",
         "",
         f"    {head['command']}",
         "",
@@ -120,15 +120,18 @@ def summary(session: Session) -> str:
     return "\n".join([*lines, *_growth(session)])
 
 
-def _loads(session: Session) -> str:
-    loads = Spread.of(record["load_before"] for record in session.records)
-    return f"{loads.low:.1f}–{loads.high:.1f} (median {loads.middle:.1f})"
+def _others(session: Session) -> str:
+    """Return how busy others kept the machine before the runs; older sessions have the load, ours included."""
+    key, words = ("busy_before", "cores busy") if "busy_before" in session.records[0] else ("load_before", "load")
+    found = Spread.of(record[key] for record in session.records)
+    return f"{words} before a run {found.low:.1f}–{found.high:.1f} (median {found.middle:.1f})"
 
 
 def _busy(session: Session) -> list[str]:
-    """Return a warning where others used the machine: the load before a run is all theirs."""
-    load = Spread.of(record["load_before"] for record in session.records).middle
-    if load < session.header["cores"] / 4:
+    """Return a warning where others used the machine, or where that was not measured."""
+    if "busy_before" not in session.records[0]:
+        return ["The load before a run holds the run before it: what others used was not measured apart.", ""]
+    if Spread.of(record["busy_before"] for record in session.records).middle < session.header["cores"] / 8:
         return []
     return ["**Others were using the machine: a trial of the benchmark, not a result to quote.**", ""]
 

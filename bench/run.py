@@ -65,6 +65,19 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
     return read
 
 
+def busy_cores(seconds: float = 1.0) -> float:
+    """Return how many cores others keep busy now; the load average would still hold our last run."""
+
+    def used() -> tuple[float, float]:
+        times = [int(each) for each in Path("/proc/stat").read_text("ascii").splitlines()[0].split()[1:9]]
+        return float(sum(times) - times[3] - times[4]), float(sum(times))  # without idle and waiting for disks
+
+    before = used()
+    time.sleep(seconds)
+    after = used()
+    return (os.cpu_count() or 1) * (after[0] - before[0]) / max(1.0, after[1] - before[1])
+
+
 def main() -> None:
     """Build what is missing, check, measure in rounds, and print the tables."""
     chosen = read_arguments()
@@ -180,9 +193,9 @@ class Bench:
         log = HOME / "logs" / f"{case.name}-{peer}-{setting}-{mode}{repeat}.log"
         log.parent.mkdir(exist_ok=True)
         command = self._command(entry, ROOT / "bench" / "peers" / entry.runner, HOME / "cache" / peer)
-        load = Path("/proc/loadavg").read_text("ascii").split()[0]
+        busy = busy_cores()
         record: dict[str, Any] = {"peer": peer, "setting": setting, "mode": mode, "repeat": repeat}
-        record |= {"case": case.as_data(), "counts": counts, "load_before": float(load)}
+        record |= {"case": case.as_data(), "counts": counts, "busy_before": busy}
         with log.open("w", encoding="utf-8") as output:
             try:
                 process = subprocess.run(

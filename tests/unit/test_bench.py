@@ -36,7 +36,7 @@ def record(peer="tunesmith", setting="default", repeat=1, seconds=1.0, mode="mea
         "products": {"bfloat16": {"wall": 100.0, "cpu": 50.0}},
     }
     counts = {"samples": 128, "tokens": 2560, "trained_tokens": 1280, "useful_flops": 12800.0}
-    values = {"peer": peer, "setting": setting, "repeat": repeat, "mode": mode, "load_before": 0.1}
+    values = {"peer": peer, "setting": setting, "repeat": repeat, "mode": mode, "busy_before": 0.1}
     return {**values, "case": Case().as_data(), "counts": counts, "result": {**result, **changes}}
 
 
@@ -153,7 +153,7 @@ def test_growth_is_a_table_of_its_own(tmp_path):
 
 
 def test_figures_from_a_busy_machine_say_so(tmp_path):
-    busy = {**record(), "load_before": 3.0}
+    busy = {**record(), "busy_before": 1.0}
 
     assert "Others were using the machine" in page([write_session(tmp_path / "busy.jsonl", busy)])
     assert "Others were using the machine" not in page([write_session(tmp_path / "idle.jsonl", record())])
