@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tunesmith.prosody.books import PINGSHUI, TONES
 from tunesmith.prosody.metre import Metre, find_metre
-from tunesmith.prosody.readings import BOTH, LEVEL, OBLIQUE, Guangyun, Readings
+from tunesmith.prosody.readings import BOTH, COMMON, LEVEL, OBLIQUE, RARE, Guangyun, Readings
 
 DATA = Path(__file__).parents[2] / "src/tunesmith/prosody/data"
 # level, rising and departing rhymes that differ by tone only
@@ -34,6 +34,8 @@ _SERIES = tuple(
 
 # a price above remarks such as a small twist and below any fault
 _FAULT = 5
+# fewest times that a word must be seen, and how many times what a character does by itself counts beside that
+_FEWEST, _TRUST = 3, 2.0
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Counts:
     simplified: Counter[tuple[str, bool]] = field(default_factory=Counter)
     against: Counter[tuple[str, bool]] = field(default_factory=Counter)
     """(character, level?) -> times demanded where Guangyun lacks that tone, in poems with no other fault."""
+    beside: Counter[tuple[str, int, bool]] = field(default_factory=Counter)
+    """(two characters in a row, place of the one demanded, level?) -> times; one character for the end of a line."""
     rhymed: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(character, Pingshui group that the poem's other rhyme words agree on) -> times."""
 
@@ -86,6 +90,11 @@ def _count_demands(counts: Counts, poem: dict, metre: Metre, tones: list[str]) -
                 tone = LEVEL if fine[0] else OBLIQUE
             counts.traditional[traditional, tone == LEVEL] += 1
             counts.simplified[simplified, tone == LEVEL] += 1
+            if line[place] == BOTH:
+                for text in {poem["lines_t"][number], poem["lines"][number]}:
+                    counts.beside[text[place : place + 2], 0, tone == LEVEL] += 1
+                    if place:
+                        counts.beside[text[place - 1 : place + 1], 1, tone == LEVEL] += 1
 
 
 def _count_against(counts: Counts, poem: dict, metre: Metre) -> None:
@@ -165,7 +174,31 @@ def usage_lines(poems: Sequence[dict]) -> list[str]:
         if len(tones) == 2:
             numbers = [table[character, level] for table in (counts.traditional, counts.simplified) for level in (1, 0)]
             lines.append(f"{character} {' '.join(map(str, numbers))}")
-    return lines
+    return [*lines, *word_lines(counts, lines)]
+
+
+def word_lines(counts: Counts, lines: list[str]) -> list[str]:
+    """Return what neighbours say: ``word:place letter``, where it is not what the character says by itself."""
+    scripts = [Readings(PINGSHUI, simplified=simplified, data=Guangyun(usage=lines)) for simplified in (False, True)]
+    found = []
+    for word, place in sorted({(word, place) for word, place, _ in counts.beside}):
+        level, oblique = counts.beside[word, place, True], counts.beside[word, place, False]
+        if level + oblique < _FEWEST:
+            continue
+        for readings in scripts:
+            weights = {reading.level: reading.weight for reading in readings.of(word[place])}
+            if len(weights) < 2:
+                continue
+            share = (level + _TRUST * weights[True]) / (level + oblique + _TRUST)
+            letter = LEVEL if share > 1 - RARE else OBLIQUE if share < RARE else BOTH
+            if len(word) == 1 and letter != BOTH:
+                continue  # ends of lines that rhyme and of those that do not: they only widen
+            by_itself = readings.classes[ord(word[place])]
+            # rare by itself and possible here: only where the neighbours make it common
+            if letter != by_itself and not (letter == BOTH and (by_itself in "pz" or min(share, 1 - share) < COMMON)):
+                found.append(f"{word}:{place}{letter}")
+                break
+    return found
 
 
 def main() -> None:
@@ -174,12 +207,13 @@ def main() -> None:
     lines = usage_lines(poems)
     head = [
         "character, then + and rhymes that verse uses and Guangyun lacks, or how often regulated verse demands the",
-        "level and the oblique tone in traditional and in simplified text",
+        "level and the oblique tone in traditional and in simplified text; two characters (one: end of line),",
+        "then the place of the one whose tone they settle, and the tone (中: both)",
         "made by bench/prosody/build_usage.py; version 1",
         f"source: counts over {len(poems):,} Tang poems of regular shape (public domain)",
     ]
     (DATA / "usage.txt").write_text("".join(f"# {line}\n" for line in head) + "\n".join(lines) + "\n", "utf-8")
-    print(len(lines), "lines", sum("+" in line for line in lines), "with added rhymes")
+    print(len(lines), "lines:", *(f"{sum(mark in line for line in lines)} with {mark}" for mark in "+ :"))
 
 
 if __name__ == "__main__":

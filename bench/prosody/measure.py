@@ -153,7 +153,8 @@ class Breaker:
         self.chance.shuffle(numbers)
         for line in numbers:
             if self.readings.tones(lines[line])[-5:] == core:
-                return self.flip(lines, line, len(lines[0]) - 5 + place), line
+                broken = self.flip(lines, line, len(lines[0]) - 5 + place)
+                return broken and (broken, line)
         return None
 
     def three_level(self, lines: list[str]) -> tuple[list[str], int] | None:

@@ -11,7 +11,7 @@ from tunesmith.prosody.books import CILIN, PINGSHUI, TONES, Book
 from tunesmith.prosody.text import LOST
 
 # share of a tone among the uses that verse demands; below RARE a wrong tone is likelier than the reading
-COMMON, RARE = 0.10, 0.02
+COMMON, RARE = 0.10, 0.03
 # uses that are assumed of each tone before any is counted: a character hardly seen keeps all its readings
 _PRIOR = 0.5
 EVERY_GROUP = -1
@@ -70,8 +70,21 @@ class Readings:
         return known
 
     def tones(self, line: str) -> str:
-        """Return one letter a character: which tones it may have."""
-        return line.translate(self.classes)
+        """Return one letter a character: which tones it may have, by itself and beside its neighbours."""
+        letters = line.translate(self.classes)
+        if self.book.modern or self._data.in_words.isdisjoint(line):
+            return letters
+        settled = list(letters)
+        words, characters = self._data.words, self._data.in_words
+        for place, character in enumerate(line):
+            if character in characters:
+                said = {letter for index, letter in words.get(line[place : place + 2], ()) if index == 0}
+                if place:
+                    said |= {letter for index, letter in words.get(line[place - 1 : place + 1], ()) if index == 1}
+                said = said - {BOTH} or said
+                if said:
+                    settled[place] = said.pop() if len(said) == 1 else BOTH
+        return "".join(settled)
 
     def groups(self, character: str, *, level: bool) -> int:
         """Return the rhyme groups a character may belong to with that tone, as bits; all of them if it is unknown."""
@@ -158,9 +171,16 @@ class Guangyun:
         for line in _lines("variants.txt"):
             (self.same if line[1] == "=" else self.stands_for)[line[0]] = line[2:]
         self._uses: dict[str, list[tuple[int, int]]] = {}
+        self.words: dict[str, list[tuple[int, str]]] = {}
+        """Two characters in a row (or one at the end of a line) -> place and tone letter of the one they settle."""
+        self.in_words: set[str] = set()
         for line in _lines("usage.txt") if usage is None else usage:
             if line[1] == "+":
                 self.rhymes_of[line[0]] += line[2:]
+            elif line[1] != " ":
+                word, _, reading = line.partition(":")
+                self.words.setdefault(word, []).append((int(reading[0]), reading[1]))
+                self.in_words.add(word[int(reading[0])])
             else:
                 counts = list(map(int, line[2:].split()))
                 self._uses[line[0]] = [(counts[0], counts[1]), (counts[2], counts[3])]
