@@ -443,7 +443,7 @@ WHOLE = {"galore", "apollo", "apollo_mini", "badam", "muon"}
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_package_that_is_missing_is_named_with_how_to_install_it(name, make_recipe, monkeypatch):
-    monkeypatch.setattr("tunesmith.optimizers._base.find_spec", lambda package: None)
+    monkeypatch.setattr("tunesmith.core.registry.find_spec", lambda package: None)
     package = OPTIMIZERS.get(name).package
     problems = problems_of(make_recipe, optimizer={"type": name}, schedule={"decay": "constant"}, method="full")
 

@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -69,6 +70,11 @@ class Spec(Block):
     @model_serializer(mode="wrap")
     def _with_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"type": self.type_name(), **handler(self)}
+
+
+def is_missing(package: str) -> bool:
+    """Say whether *package*, named as it is imported, is not installed; nothing is imported."""
+    return find_spec(package) is None
 
 
 S = TypeVar("S", bound=Spec)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from tunesmith.core.errors import Problem
+from tunesmith.core.registry import is_missing
 from tunesmith.methods._residual import AbstractResidualLoRA
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class CorDA(AbstractResidualLoRA):
     def check(self, recipe: Any) -> Iterable[Problem]:
         """Refuse what no adapter can be put on, and a missing package."""
         yield from super().check(recipe)
-        if find_spec("attr") is None:
+        if is_missing("attr"):
             problem = "corda needs the package attrs, which peft imports and does not ask for"
             yield Problem("method", problem, hint="pip install attrs")
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from tunesmith.core.errors import Problem, UserError
-from tunesmith.core.registry import Spec
+from tunesmith.core.registry import Spec, is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -119,11 +118,6 @@ class Optimizer(Spec):
                     raise UserError(f"optimizer.{setting}: no trained weight's name contains a match of {pattern!r}")
         if self.lora_plus_ratio != 1 and not any(_LORA_B.search(name) for name in names):
             raise UserError("optimizer.lora_plus_ratio: this method has no LoRA B matrices; use method: lora")
-
-
-def is_missing(package: str) -> bool:
-    """Say whether *package* is not installed, without importing it."""
-    return find_spec(package) is None
 
 
 INSTALL_HINT = "pip install 'tunesmith[optimizers]'"

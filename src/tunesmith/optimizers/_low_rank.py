@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from tunesmith.core.errors import Problem
+from tunesmith.core.registry import is_missing
 from tunesmith.optimizers._adam import AbstractAdam
-from tunesmith.optimizers._base import INSTALL_HINT, is_missing
+from tunesmith.optimizers._base import INSTALL_HINT
 from tunesmith.optimizers._bitsandbytes import state_bytes_in_8_bits
 from tunesmith.optimizers._blocks import hidden_matrices, split_shapes
 

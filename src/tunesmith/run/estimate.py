@@ -54,21 +54,24 @@ class Estimate:
     trained: int
     memory: Memory
     work: Work | None
+    largest: int
+    """Tokens of the largest pass that was seen."""
 
 
 def estimate(outline: Outline, plan: Plan, prepared: Prepared, machine: Machine, *, exact: bool) -> Estimate:
     """Return what *plan* costs; where not *exact*, a generous bound will do if it fits that plainly."""
     parameters, trained = outline.counts
     passes = look_at_passes(plan, prepared)
+    largest = len(passes.largest.tokens)
     if not exact:
         memory = bound_memory(outline, plan, prepared, machine, passes)
         if memory.available and memory.share < _PLAINLY:
-            return Estimate(parameters=parameters, trained=trained, memory=memory, work=None)
+            return Estimate(parameters=parameters, trained=trained, memory=memory, work=None, largest=largest)
     trace = _trace(outline, plan, passes)
     memory = count_memory(outline, plan, prepared, machine, passes, trace)
-    scale = passes.tokens_fed / max(1, len(passes.largest.tokens))
+    scale = passes.tokens_fed / max(1, largest)
     work = Work(operations=trace.operations * scale, tokens_fed=passes.tokens_fed, passes=passes.most)
-    return Estimate(parameters=parameters, trained=trained, memory=memory, work=work)
+    return Estimate(parameters=parameters, trained=trained, memory=memory, work=work, largest=largest)
 
 
 def _trace(outline: Outline, plan: Plan, passes: Passes) -> Any:
@@ -137,7 +140,7 @@ def fit_tokens(outline: Outline, plan: Plan, prepared: Prepared, machine: Machin
     there = bytes_text(machine.memory_bytes)
     chosen, why = plan, plan.why["tokens_per_pass"]
     # where the weights alone are too many no budget helps, and one that no pass reaches changes nothing
-    largest = len(look_at_passes(plan, prepared).largest.tokens) if weights_share(found.memory) <= 1 else 0
+    largest = found.largest if weights_share(found.memory) <= 1 else 0
     budgets = [tokens for tokens in _BUDGETS if tokens < min(largest, plan.tokens_per_pass)]
     at_first = found.memory
     for tokens in budgets:

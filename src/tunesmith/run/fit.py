@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.events import Listener, ignore
+from tunesmith.core.registry import is_missing
 from tunesmith.engine.memory import LEVERS
 from tunesmith.models.quantized_base import settled_quantization
 from tunesmith.recipe.read import recipe_from_values
@@ -177,31 +177,31 @@ def _levers(settled: Settled) -> Iterator[Lever]:
         slower = 1.0 if settled.machine.bfloat16 else 1.5
         yield Lever("short numbers", (("engine.precision", "bfloat16"),), slower)
     if not engine.gradient_checkpointing:
-        yield _priced("keep products only", "gradient_checkpointing", "selective", 1.1)
+        yield _priced("keep products only", "gradient_checkpointing", "selective")
     if engine.gradient_checkpointing is not True:
-        yield _priced("compute activations again", "gradient_checkpointing", True, 1.33)
+        yield _priced("compute activations again", "gradient_checkpointing", True)
     if plan.tokens_per_pass > _FEWEST_TOKENS:
         yield Lever(
             "smaller passes", (("engine.tokens_per_pass", max(_FEWEST_TOKENS, plan.tokens_per_pass // 4)),), 1.1
         )
-    if recipe.optimizer.type_name() == "adamw" and find_spec("bitsandbytes"):
+    if recipe.optimizer.type_name() == "adamw" and not is_missing("bitsandbytes"):
         yield Lever("short states", (("optimizer", {"type": "adamw_8bit"}),), 1.02, "the optimizer rounds its states")
     if whole and not engine.optimizer_in_backward:
         yield replace(
-            _priced("step each weight at once", "optimizer_in_backward", True, 1.02),
+            _priced("step each weight at once", "optimizer_in_backward", True),
             changes=(("engine.optimizer_in_backward", True), ("schedule.max_gradient_norm", 0)),
             note="gradients are not clipped",
         )
     if whole and engine.weights == "float32":
         yield replace(
-            _priced("short weights", "weights", "bfloat16", 1.05),
+            _priced("short weights", "weights", "bfloat16"),
             changes=(("engine.weights", "bfloat16"), ("engine.precision", "bfloat16")),
             note="updates are rounded by chance",
         )
     if whole and recipe.model.scratch is None:
         yield Lever("train adapters", (("method", {"type": "lora"}),), 0.8, "trains adapters instead of the weights")
     packs = recipe.model.scratch is None and settled_quantization(recipe.model, settled.config) is None
-    if packs and not recipe.method.needs_plain_weights and find_spec("bitsandbytes"):
+    if packs and not recipe.method.needs_plain_weights and not is_missing("bitsandbytes"):
         note = "frozen weights are rounded to four bits"
         yield Lever("four bits a frozen weight", (("model.quantization", "nf4"),), _NF4_TIME, note)
 
@@ -212,10 +212,10 @@ _FEWEST_TOKENS = 512
 _NF4_TIME = 1.11
 
 
-def _priced(name: str, setting: str, value: Any, otherwise: float) -> Lever:
+def _priced(name: str, setting: str, value: Any) -> Lever:
     """Return a lever of the engine at its measured price."""
-    measured = [lever for lever in LEVERS if lever.setting.rpartition(".")[2] == setting and lever.value == value]
-    return Lever(name, ((f"engine.{setting}", value),), measured[0].time if measured else otherwise)
+    (time,) = (lever.time for lever in LEVERS if (lever.setting, lever.value) == (setting, value))
+    return Lever(name, ((f"engine.{setting}", value),), time)
 
 
 def _values(recipe: Recipe) -> Values:

@@ -78,7 +78,6 @@ def settle_prepared(
     speed: Callable[[Machine, Plan, Outline], Speed] | None,
 ) -> Settled:
     """Settle *recipe*, whose data are made into examples already; *outline* is its model, or why there is none."""
-    known = isinstance(outline, Outline)
     parameters = outline.counts[0] if isinstance(outline, Outline) else None
     validated = prepared.validation is not None
     plan = make_plan(recipe, machine, len(prepared.train.examples), validated=validated, parameters=parameters)
@@ -88,8 +87,9 @@ def settle_prepared(
         why["examples"] += f"; made anew by every run, because {prepared.remade_because}"
     plan = replace(plan, why=why, notices=notices)
     plan = _with_quantization(plan, config, outline)
-    plan = _with_cost(plan, prepared, machine, outline, speed) if isinstance(outline, Outline) else plan
-    if not known:
+    if isinstance(outline, Outline):
+        plan = _with_cost(plan, prepared, machine, outline, speed)
+    else:
         unknown = dict.fromkeys(("parameters", "trained_parameters", "memory", "seconds"), f"not known: {outline}")
         plan = replace(plan, why={**plan.why, **unknown})
     plan = _with_compiling(plan, prepared, machine, config)

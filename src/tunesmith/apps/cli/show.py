@@ -156,24 +156,23 @@ def _cost(plan: Plan, name: str) -> str:
     """Return memory or time as one reads it."""
     if name == "seconds":
         return "—" if plan.seconds is None else duration(plan.seconds)
-    return "—" if plan.memory is None else size_text(plan.memory.total)
+    from tunesmith.run.need import bytes_text
 
-
-def size_text(size: float) -> str:
-    """Return bytes as one reads them."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    return "—" if plan.memory is None else bytes_text(plan.memory.total)
 
 
 def _memory(memory: Memory) -> Table:
     """Return what the memory is for, with bars that fill up at what is there."""
+    from tunesmith.run.need import bytes_text
+
     table = _table(f"memory: {memory.moment}", "", "")
     whole = max(memory.total, memory.available)
     for name, size in sorted(memory.parts.items(), key=lambda part: -part[1]):
         most = " (at most)" if memory.at_most and name in ("activations", "head and loss") else ""
-        table.add_row(f"{name}{most}", size_text(size), _bar(size / whole))
+        table.add_row(f"{name}{most}", bytes_text(size), _bar(size / whole))
     style = {"fits": "green", "close": "yellow", "too much": "red"}.get(memory.verdict)
-    there = f" of {size_text(memory.available)}" if memory.available else ""
-    table.add_row("total", f"{size_text(memory.total)}{there}", _bar(memory.total / whole), style=style)
+    there = f" of {bytes_text(memory.available)}" if memory.available else ""
+    table.add_row("total", f"{bytes_text(memory.total)}{there}", _bar(memory.total / whole), style=style)
     return table
 
 

@@ -28,6 +28,11 @@ class UnsupportedAttentionError(NotImplementedError):
     """A layer asks for something that a backend does not do; the engine then uses another."""
 
 
+def unusual_arguments(given: dict[str, Any]) -> list[str]:
+    """Return the arguments of a layer that change its scores in ways only its own attention knows."""
+    return [n for n in ("softcap", "s_aux", "position_bias", "head_mask") if given.get(n) is not None]
+
+
 @dataclass(frozen=True)
 class Span:
     """How far back a layer's tokens see: 0 is no limit."""

@@ -25,6 +25,7 @@ from tunesmith.engine.attention._base import (
     compute_type,
     sees,
     tensor_mask,
+    unusual_arguments,
 )
 from tunesmith.engine.attention.dense import as_own
 
@@ -136,7 +137,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks: ``[1, H, N, D]`` in, ``[1, N, H, D]`` out."""
-    unusual = [n for n in ("softcap", "s_aux", "position_bias", "head_mask") if kwargs.get(n) is not None]
+    unusual = unusual_arguments(kwargs)
     missing = query.shape[-1] - value.shape[-1]
     if unusual or missing < 0:
         raise UnsupportedAttentionError(f"attention with {', '.join(unusual) or 'values longer than keys'}")

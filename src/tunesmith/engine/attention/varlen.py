@@ -20,6 +20,7 @@ from tunesmith.engine.attention._base import (
     UnsupportedAttentionError,
     compute_type,
     tensor_mask,
+    unusual_arguments,
 )
 
 MASK = torch.int32
@@ -77,7 +78,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' attention interface asks: ``[1, H, N, D]`` in, ``[1, N, H, D]`` out."""
-    unusual = [n for n in ("softcap", "s_aux", "position_bias", "head_mask") if kwargs.get(n) is not None]
+    unusual = unusual_arguments(kwargs)
     size, dtype = query.shape[-1], compute_type(query)
     if unusual or value.shape[-1] != size or size % _HEAD_STEP or size > _LARGEST_HEAD:
         raise UnsupportedAttentionError(f"attention with {', '.join(unusual) or f'heads of {size}'}")

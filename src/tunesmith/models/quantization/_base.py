@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunesmith.core.errors import Problem
-from tunesmith.core.registry import Spec
+from tunesmith.core.registry import Spec, is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +68,7 @@ class Quantization(Spec):
     def check_installed(self) -> Iterable[Problem]:
         """Yield each package that is missing; nothing is imported."""
         for package in self.packages:
-            if find_spec(package) is None:
+            if is_missing(package):
                 problem = f"{self.type_name()} needs the package {package}"
                 yield Problem(_SETTING, problem, hint=f"pip install {package}")
 

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from tunesmith.templates.tool_calls._base import Block, Schemas, ToolCallForm
-from tunesmith.templates.tool_calls._values import as_calls, read_json, skip_space
+from tunesmith.templates.tool_calls._values import as_calls, close_block, read_json, skip_space
 
 
 class AbstractJsonCalls(ToolCallForm):
@@ -19,13 +19,4 @@ class AbstractJsonCalls(ToolCallForm):
             first = text[skip_space(text, begin) :][:1]
             return rejected if first and first not in "[{" else None
         value, end = found
-        if self.closing:
-            after = skip_space(text, end)
-            if text.startswith(self.closing, after):
-                end = after + len(self.closing)
-            elif not self.closing.startswith(text[after:]):
-                return rejected
-            elif not final:
-                return None
-        calls = as_calls(value)
-        return Block(calls, end) if calls else rejected
+        return close_block(Block(as_calls(value), end), rejected, text, self.closing, final=final)

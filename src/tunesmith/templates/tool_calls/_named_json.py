@@ -4,7 +4,7 @@ import re
 from typing import ClassVar
 
 from tunesmith.templates.tool_calls._base import Block, Schemas, ToolCall, ToolCallForm
-from tunesmith.templates.tool_calls._values import read_mapping, skip_space
+from tunesmith.templates.tool_calls._values import close_block, read_mapping, skip_space
 
 
 class AbstractNamedJson(ToolCallForm):
@@ -26,12 +26,5 @@ class AbstractNamedJson(ToolCallForm):
             first = text[skip_space(text, head.end()) :][:1]
             return rejected if first and first != "{" else None
         arguments, end = found
-        if self.closing:
-            after = skip_space(text, end)
-            if text.startswith(self.closing, after):
-                end = after + len(self.closing)
-            elif not self.closing.startswith(text[after:]):
-                return rejected
-            elif not final:
-                return None
-        return Block((ToolCall(head["name"].strip(), arguments, head.groupdict().get("id")),), end)
+        call = ToolCall(head["name"].strip(), arguments, head.groupdict().get("id"))
+        return close_block(Block((call,), end), rejected, text, self.closing, final=final)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.templates.tool_calls._base import ToolCall
+from tunesmith.templates.tool_calls._base import Block, ToolCall
 
 _NAMES = ("name", "tool_name", "function")
 _ARGUMENTS = ("arguments", "parameters", "args")
@@ -50,6 +50,23 @@ def as_calls(value: Any) -> tuple[ToolCall, ...]:
     """Return the calls that *value*, one object or a list, stands for; nothing where a part of it is no call."""
     calls = [_as_call(each) for each in (value if isinstance(value, list) else [value])]
     return tuple(call for call in calls if call) if all(calls) else ()
+
+
+def close_block(found: Block, rejected: Block, text: str, closing: str, *, final: bool) -> Block | None:
+    """Return *found* with the mark that closes it, which may be missing where the text ends.
+
+    None while the mark may still come; *rejected* where something else stands there, or no call was found.
+    """
+    end = found.end
+    if closing:
+        after = skip_space(text, end)
+        if text.startswith(closing, after):
+            end = after + len(closing)
+        elif not closing.startswith(text[after:]):
+            return rejected
+        elif not final:
+            return None
+    return Block(found.calls, end) if found.calls else rejected
 
 
 def _as_call(value: Any) -> ToolCall | None:
