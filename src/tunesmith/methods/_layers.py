@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
+READS_WEIGHTS = "it reads the numbers of each weight, and packed bits are none"
+"""Why a method needs plain weights whose adapter is made of the weights it stands beside."""
 
 
 class AbstractLayers(AbstractPeft):

@@ -4,14 +4,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.methods._layers import AbstractLayers
+from tunesmith.methods._layers import READS_WEIGHTS, AbstractLayers
 
 
 class DeLoRA(AbstractLayers):
     """Train low-rank directions and one strength a layer: robust against high rates."""
 
     peft_config: ClassVar[str] = "DeloraConfig"
-    needs_plain_weights: ClassVar[str] = "it reads the numbers of each weight, and packed bits are none"
+    needs_plain_weights: ClassVar[str] = READS_WEIGHTS
 
     rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the adapters."""

@@ -4,14 +4,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.methods._layers import AbstractLayers
+from tunesmith.methods._layers import READS_WEIGHTS, AbstractLayers
 
 
 class HRA(AbstractLayers):
     """Train a chain of reflections of the inputs: orthogonal like OFT, of low rank like LoRA."""
 
     peft_config: ClassVar[str] = "HRAConfig"
-    needs_plain_weights: ClassVar[str] = "it reads the numbers of each weight, and packed bits are none"
+    needs_plain_weights: ClassVar[str] = READS_WEIGHTS
 
     rank: Annotated[int, Field(ge=1)] = 8
     """How many reflections; even, so that they begin as nothing."""

@@ -4,14 +4,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.methods._layers import AbstractLayers
+from tunesmith.methods._layers import READS_WEIGHTS, AbstractLayers
 
 
 class PEANuT(AbstractLayers):
     """Train a small network a layer that reads its weights and writes their update."""
 
     peft_config: ClassVar[str] = "PeanutConfig"
-    needs_plain_weights: ClassVar[str] = "it reads the numbers of each weight, and packed bits are none"
+    needs_plain_weights: ClassVar[str] = READS_WEIGHTS
 
     rank: Annotated[int, Field(ge=1)] = 32
     """Width of the network."""

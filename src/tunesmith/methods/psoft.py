@@ -4,14 +4,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.methods._layers import AbstractLayers
+from tunesmith.methods._layers import READS_WEIGHTS, AbstractLayers
 
 
 class PSOFT(AbstractLayers):
     """Train one small orthogonal matrix and two vectors a layer, between fixed singular directions of the weights."""
 
     peft_config: ClassVar[str] = "PsoftConfig"
-    needs_plain_weights: ClassVar[str] = "it reads the numbers of each weight, and packed bits are none"
+    needs_plain_weights: ClassVar[str] = READS_WEIGHTS
 
     rank: Annotated[int, Field(ge=1)] = 32
     """Side of the rotation; at most the smaller side of each matrix."""

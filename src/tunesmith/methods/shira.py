@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 from pydantic import Field
 
 from tunesmith.core.errors import UserError
-from tunesmith.methods._layers import AbstractLayers
+from tunesmith.methods._layers import READS_WEIGHTS, AbstractLayers
 from tunesmith.models.peft_warnings import quiet_peft
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class SHiRA(AbstractLayers):
     """Train a sparse set of the weights themselves: as many as LoRA of that rank would have."""
 
     peft_config: ClassVar[str] = "ShiraConfig"
-    needs_plain_weights: ClassVar[str] = "it reads the numbers of each weight, and packed bits are none"
+    needs_plain_weights: ClassVar[str] = READS_WEIGHTS
 
     rank: Annotated[int, Field(ge=1)] = 32
     """How many entries train: as many as LoRA of this rank has weights."""
