@@ -14,7 +14,7 @@ from tunesmith.prosody.text import Text
 Half = tuple[str, ...]
 _CAN_BE_LEVEL = {LEVEL: True, OBLIQUE: False}
 # particles that may stand in the same place of both lines
-_PARTICLES = frozenset("之而以于於其者也矣兮不")
+PARTICLES = frozenset("之而以于於其者也矣兮不")
 # below it the facing characters are no more alike than those of lines drawn at random
 _WEAK = 0.5
 
@@ -52,7 +52,7 @@ def check_pair(upper: Sequence[str], lower: Sequence[str], readings: Readings) -
     findings += _ends(above, below, *tones)
     if not findings or len(above) == len(below):
         findings += _characters(above, below)
-        findings += _oppositions(upper, above, below, *tones)
+        findings += _oppositions(upper, below, *tones)
         share = percentile(above, below)
         if share is not None and share < _WEAK:
             findings.append(Finding(Rule.PARALLELISM, 2, 0, "", f"≥{_WEAK:.0%}", f"{share:.0%}"))
@@ -84,7 +84,7 @@ def _ends(above: str, below: str, upper_tones: str, lower_tones: str) -> Iterato
 def _characters(above: str, below: str) -> Iterator[Finding]:
     """Yield same characters in the same place, and repetitions of one line that the other does not mirror."""
     for position, (one, other) in enumerate(zip(above, below, strict=True), start=1):
-        if one == other and one not in _PARTICLES:
+        if one == other and one not in PARTICLES:
             yield Finding(Rule.SAME_CHARACTER, 2, position, other, "", other)
     first_above = [above.index(character) for character in above]
     first_below = [below.index(character) for character in below]
@@ -96,16 +96,26 @@ def _characters(above: str, below: str) -> Iterator[Finding]:
             yield Finding(Rule.REPETITION, line, place + 1, text[place], f"与第{partner + 1}字同", found)
 
 
-def _oppositions(upper: Sequence[str], above: str, below: str, up: str, low: str) -> Iterator[Finding]:
-    """Yield beats whose tones agree: even places of each clause, and the ends of clauses but the last."""
-    start = 0
-    for clause in upper:
+def opposed_places(clauses: Sequence[str]) -> list[int]:
+    """Return the places (0-based, over the whole line) where a couplet's tones face each other as opposites.
+
+    They are the beats: even places of each clause, and the ends of clauses but the last.
+    """
+    places, start = list[int](), 0
+    length = sum(map(len, clauses))
+    for clause in clauses:
         end = start + len(clause)
         odd = len(clause) % 2
-        beats = set(range(start + 1, end - odd, 2)) | ({end - 1} if end < len(above) else set())
-        for place in sorted(beats - {len(above) - 1}):
-            one, other = _CAN_BE_LEVEL.get(up[place]), _CAN_BE_LEVEL.get(low[place])
-            if one is not None and one == other:
-                want = OBLIQUE if one else LEVEL
-                yield Finding(Rule.OPPOSITION, 2, place + 1, below[place], want, LEVEL if one else OBLIQUE)
+        beats = set(range(start + 1, end - odd, 2)) | ({end - 1} if end < length else set())
+        places += sorted(beats - {length - 1})
         start = end
+    return places
+
+
+def _oppositions(upper: Sequence[str], below: str, up: str, low: str) -> Iterator[Finding]:
+    """Yield beats whose tones agree."""
+    for place in opposed_places(upper):
+        one, other = _CAN_BE_LEVEL.get(up[place]), _CAN_BE_LEVEL.get(low[place])
+        if one is not None and one == other:
+            want = OBLIQUE if one else LEVEL
+            yield Finding(Rule.OPPOSITION, 2, place + 1, below[place], want, LEVEL if one else OBLIQUE)

@@ -37,7 +37,7 @@ class Shape:
 
 
 # (starts level?, ends level?) -> shapes, plainest first; "starts" is the tone of the second of the last five
-_SHAPES: dict[tuple[bool, bool], tuple[Shape, ...]] = {
+SHAPES: dict[tuple[bool, bool], tuple[Shape, ...]] = {
     (False, False): (  # 仄仄平平仄
         Shape("·仄平平仄"),
         Shape("·仄仄平仄", _TWIST, Rule.SMALL_TWIST, 3),
@@ -82,9 +82,9 @@ class Fit:
 def fits(tones: str) -> tuple[Fit, ...]:
     """Return the best fits of a line of five or seven tone letters, at most two a type (owing or paying, and not)."""
     found: list[Fit] = []
-    for level_start, level_end in _SHAPES:
+    for level_start, level_end in SHAPES:
         best: dict[tuple[bool, bool], Fit] = {}
-        for shape in _SHAPES[level_start, level_end]:
+        for shape in SHAPES[level_start, level_end]:
             fit = _fit(tones, level_start, level_end, shape)
             known = best.get((shape.owes, shape.pays))
             if known is None or fit.cost < known.cost:

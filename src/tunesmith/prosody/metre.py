@@ -134,7 +134,8 @@ def _within(number: int, fit: Fit, line: str, letters: str, *, unpaid: bool) -> 
         yield Finding(rule, number + 1, position, line[position - 1], want, letters[position - 1])
     for position in fit.rare:
         want = fit.pattern[position - 1]
-        yield Finding(Rule.RARE_READING, number + 1, position, line[position - 1], want, letters[position - 1])
+        usual = LEVEL if want == OBLIQUE else OBLIQUE
+        yield Finding(Rule.RARE_READING, number + 1, position, line[position - 1], want, usual)
     if fit.shape.rule is None:
         return
     position = len(line) - 5 + fit.shape.position

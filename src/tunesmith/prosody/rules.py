@@ -69,8 +69,15 @@ class RuleText:
     why_chinese: str
     why_english: str
     example: str
+    """Verse that the rule is found in."""
+    shown_chinese: str
+    """What to see in the example, and whose it is."""
+    shown_english: str
     exception: str
+    exception_english: str
     source: str
+    form: str = ""
+    """Form that the example is checked as; empty where it is recognised."""
 
 
 @cache

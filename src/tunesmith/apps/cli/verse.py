@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from tunesmith.apps.cli.verse_data import clean, dataset
 from tunesmith.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
     from tunesmith.prosody.verses import Verse
 
 verse_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Check verse: tones, rhyme, form; couplets; rhyme books."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Check verse: tones, rhyme, form; couplets; rhyme books; corpora and data sets.",
 )
+verse_app.command()(clean)
+verse_app.command()(dataset)
 
 Verses = Annotated[
     list[str],
