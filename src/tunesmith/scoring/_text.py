@@ -1,9 +1,14 @@
 """What counts as a character when texts are compared."""
 
+import re
 import unicodedata
 
 HAN = "[〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
 """Regular expression for one Chinese character, extensions and compatibility forms included."""
+
+_CHARACTER = f"{HAN}|[\u3040-\u30ff]"
+UNIT = re.compile(rf"{_CHARACTER}|(?:(?!{_CHARACTER})[^\W_])+")
+"""A word of letters and digits, or one Chinese character or kana: what n-grams are made of."""
 
 TILDES = "~～"
 """Punctuation in Chinese prose; symbols to Unicode."""

@@ -1,11 +1,10 @@
 """ROUGE: how much of the reference the answer covers, and the other way round (by characters for Chinese)."""
 
-import re
 from typing import Literal
 
 from tunesmith.data.conversation import Conversation
 from tunesmith.scoring._base import NO_REFERENCE, Score, Scorer
-from tunesmith.scoring._text import HAN
+from tunesmith.scoring._text import UNIT
 
 
 class Rouge(Scorer):
@@ -32,9 +31,6 @@ class WordAndCharacterTokenizer:
     English gives what rouge_score's own tokenizer gives; that one throws away whatever is not a-z and 0-9.
     """
 
-    _character = f"{HAN}|[\u3040-\u30ff]"
-    _token = re.compile(rf"{_character}|(?:(?!{_character})[^\W_])+")
-
     def tokenize(self, text: str) -> list[str]:
         """Return the tokens of *text*; the method that RougeScorer calls."""
-        return self._token.findall(text.lower())
+        return UNIT.findall(text.lower())
