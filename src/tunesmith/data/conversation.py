@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -104,12 +104,41 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A dialogue of messages, or a plain ``text`` (then ``messages`` is empty)."""
+    """A dialogue of messages, or a plain ``text`` (then ``messages`` is empty).
+
+    Of a pair, ``messages`` are the prompt and the ending that was preferred, so that whoever knows nothing of pairs
+    reads a dialogue that ends well; ``rejected`` is the other ending of the same prompt.
+    """
 
     messages: tuple[Message, ...] = ()
     text: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    rejected: tuple[Message, ...] = ()
+    """The ending that was not preferred; empty where there is no pair."""
+    shared: int = 0
+    """How many of a pair's ``messages`` are the prompt that both endings follow."""
+    label: bool | None = None
+    """Whether the answer was liked, where it was judged alone; ``None`` where nobody did."""
+    label_weight: float = 1.0
+    """How much that judgement counts."""
+    margin: float = 0.0
+    """By how much the chosen ending of a pair is better, where the data says so."""
+    rating: str | float | None = None
+    """The class or the number that belongs to the whole; ``None`` where there is none."""
+    steps: tuple[str, ...] = ()
+    """The steps of the last answer, where they were judged one by one …"""
+    step_labels: tuple[bool, ...] = ()
+    """… and whether each is right."""
     origin: Origin = field(default=Origin("memory", 0), compare=False)
+
+    @property
+    def chosen(self) -> tuple[Message, ...]:
+        """The preferred ending of a pair; empty where there is none."""
+        return self.messages[self.shared :] if self.rejected else ()
+
+    def ending_rejected(self) -> "Conversation":
+        """Return the dialogue with the other ending of its pair, alone."""
+        return replace(self, messages=self.messages[: self.shared] + self.rejected, rejected=(), shared=0)
 
     def prompt(self) -> tuple[Message, ...]:
         """Return the messages before the last assistant turn: what generation starts from."""

@@ -135,8 +135,10 @@ def _check(entry: _Entry) -> Iterator[str]:
     for key in entry.model_extra or ():
         if close := suggest(key, _Entry.model_fields):  # other keys are the user's own notes
             yield f"{key}: no such key{close}"
-    if entry.ranking or columns.chosen or columns.rejected or columns.kto_tag:
-        yield "is preference data (ranking, chosen, rejected or kto_tag), which comes with a later version"
+    if entry.ranking and not (columns.chosen and columns.rejected):
+        yield "ranking: true needs columns chosen and rejected, as LLaMA-Factory reads only the columns that are listed"
+    if columns.kto_tag and entry.ranking:
+        yield "has ranking: true and kto_tag, which exclude each other: rows are pairs, or answers judged alone"
     media = {"images": columns.images, "videos": columns.videos, "audios": columns.audios}
     if found := [name for name, column in media.items() if column]:
         yield f"has the columns {names(found)}; this version reads text only"
@@ -162,7 +164,7 @@ def _check_alpaca(entry: _Entry) -> Iterable[str]:
     columns = entry.columns
     if columns.prompt is None:
         yield "columns: need prompt (and response), as LLaMA-Factory reads only the columns that are listed"
-    elif columns.response is None and not columns.chosen and columns.query:
+    elif columns.response is None and not entry.ranking and columns.query:
         yield "columns: have prompt and query but no response; plain text for pre-training has prompt only"
 
 
@@ -189,35 +191,40 @@ def _locate(entry: _Entry, file: Path) -> dict[str, Any]:
 
 def _alpaca(entry: _Entry) -> dict[str, Any]:
     columns = entry.columns
-    if columns.response is None:
+    if columns.response is None and not entry.ranking:
         return {"format": "text", "columns": _renamed(text=columns.prompt)}
     return {
         "format": "alpaca",
         "columns": _renamed(
             instruction=columns.prompt,
             input=columns.query,
-            output=columns.response,
+            output=None if entry.ranking else columns.response,
             history=columns.history,
-            system=columns.system,
-            tools=columns.tools,
+            **_others(entry),
         ),
     }
 
 
 def _sharegpt(entry: _Entry) -> dict[str, Any]:
-    columns = entry.columns
     return {
         "format": {"type": "sharegpt", **entry.tags.model_dump(exclude_none=True)},
-        "columns": _renamed(conversations=columns.messages, system=columns.system, tools=columns.tools),
+        "columns": _renamed(conversations=entry.columns.messages, **_others(entry)),
     }
 
 
 def _openai(entry: _Entry) -> dict[str, Any]:
-    columns = entry.columns
     return {
         "format": "openai",
-        "columns": _renamed(messages=columns.messages, system=columns.system, tools=columns.tools),
+        "columns": _renamed(messages=entry.columns.messages, **_others(entry)),
     }
+
+
+def _others(entry: _Entry) -> dict[str, str | None]:
+    """Return the columns that all formattings have: chosen and rejected are read where the entry says ranking."""
+    columns = entry.columns
+    chosen, rejected = (columns.chosen, columns.rejected) if entry.ranking else (None, None)
+    shared = {"system": columns.system, "tools": columns.tools, "chosen": chosen, "rejected": rejected}
+    return {**shared, "label": columns.kto_tag, "label_weight": None}
 
 
 def _renamed(**columns: str | None) -> dict[str, str | None]:

@@ -134,6 +134,7 @@ def _identity(conversation: Conversation) -> int:
     """Return a number that equal conversations share, wherever they were read."""
     turns = tuple(
         (m.role, m.content, m.reasoning, repr(m.tool_calls), m.trained, m.name, m.tool_call_id, m.weight, m.parts)
-        for m in conversation.messages
+        for m in (*conversation.messages, *conversation.rejected)
     )
-    return hash((turns, conversation.text, repr(conversation.tools)))
+    judged = (conversation.shared, conversation.label, conversation.label_weight)
+    return hash((turns, judged, conversation.text, repr(conversation.tools)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +13,13 @@ from tunesmith.engine.attention import UnsupportedAttentionError, by_layer_type
 from tunesmith.engine.checkpoint import training_weights
 from tunesmith.engine.example import Example
 from tunesmith.engine.lora import fuse_lora, unfuse_lora
+from tunesmith.engine.memory import return_freed_memory
 from tunesmith.engine.model import PackModel, pack_arguments
 from tunesmith.engine.pack import ROWS, SHORTEST_SHARED, Layout, build_packs
 from tunesmith.templates.tokens import TokenSequence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -41,6 +44,7 @@ _REFUSALS = (
     AssertionError,
 )
 _LOOKED_AT = 1000  # examples that those few are chosen from
+_COMPARED_AT_ONCE = 2**18  # numbers of a gradient
 
 
 def choose_layout(
@@ -56,6 +60,8 @@ def choose_layout(
     fuse_lora(model.model, in_place=not model.keeps_products)
     model.eval()
     with torch.no_grad(), accelerator.autocast():
+        if model.reads is not None:
+            _check_head(model, few[:-1], accelerator.device)
         expected = _reference(model, few, accelerator.device)
         if model.separate_head and (far := _misfit(model, few, "single", accelerator, expected)):
             model.separate_head = False
@@ -85,6 +91,7 @@ def choose_layout(
         if far:
             notices.append(f"sequences differ from what the model itself makes of them ({_off(far)})")
     model.train()
+    return_freed_memory()
     return layout, notices
 
 
@@ -206,16 +213,32 @@ def _off(far: float) -> str:
     return "it refuses the mask" if far == float("inf") else f"log-probabilities off by {far:.1e}"
 
 
+def _check_head(model: PackModel, examples: Sequence[Example], device: Any) -> None:
+    """Raise :class:`UserError` where the library's own model reads a text elsewhere than at its last token."""
+    for example in examples:
+        for sequence in example.sequences:
+            # the last token closes the sequence: it is there to be predicted, and nobody reads it
+            tokens = torch.tensor(sequence.tokens[:-1], dtype=torch.long, device=device)[None]
+            expected = model.base(tokens, use_cache=False).logits.float().flatten(0, -2)[-1]
+            found = model.read(model.base.base_model(tokens, use_cache=False)[0][0, -1])
+            if not torch.allclose(found, expected, rtol=0.05, atol=0.05):
+                name = type(model.base).__name__
+                raise UserError(f"stage: {name} reads more than the last token's state; use a decoder model")
+
+
 def _reference(model: PackModel, examples: Sequence[Example], device: Any) -> dict[int, list[Tensor]]:
-    """Return each example's log-probabilities, one sequence at a time through the plain model."""
+    """Return each example's log-probabilities, or what a head reads, one sequence at a time through the plain model."""
     out: dict[int, list[Tensor]] = {}
     plain = model.model if model.virtual else model.base  # peft itself puts virtual tokens in front
     for example in examples:
         out[id(example)] = []
         for sequence in example.sequences:
             tokens = torch.tensor(sequence.tokens, dtype=torch.long, device=device)
-            logits = plain(input_ids=tokens[None], use_cache=False).logits[0, -len(tokens) :].float().log_softmax(-1)
             at = torch.tensor(sequence.weight, device=device).nonzero().squeeze(1)
+            if model.reads is not None:
+                out[id(example)].append(model.read(model.base.base_model(tokens[None], use_cache=False)[0][0, at - 1]))
+                continue
+            logits = plain(input_ids=tokens[None], use_cache=False).logits[0, -len(tokens) :].float().log_softmax(-1)
             out[id(example)].append(logits[at - 1].gather(1, tokens[at, None]).squeeze(1))
     return out
 
@@ -264,23 +287,67 @@ def _drop_wrong_decoder(model: PackModel, examples: Sequence[Example], layout: L
         return []
     (pack,) = build_packs(examples, layout, budget=2**31)
     tensors = pack.to(accelerator.device)
-    found = _all_gradients(model, tensors, accelerator)
+    # one copy of the gradients, which training has too: the check must not be what a run needs the most memory for
+    kept: dict[str, Tensor] = {}
+    with _each_gradient(model, kept.__setitem__):
+        _sum_likelihood(model, tensors, accelerator).backward()
     model.decoder = None
-    expected = _all_gradients(model, tensors, accelerator)
-    far = float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    squares = [0.0, 0.0]  # of the differences, and of what is expected
+
+    def compare(name: str, gradient: Tensor) -> None:
+        apart, size = _squares(gradient, kept.pop(name, None))
+        squares[0] += apart
+        squares[1] += size
+
+    with _each_gradient(model, compare):
+        _sum_likelihood(model, tensors, accelerator).backward()
+    squares[0] += sum(_squares(alone, None)[0] for alone in kept.values())
+    far = (squares[0] / max(squares[1], torch.finfo(torch.float32).tiny)) ** 0.5
     if far <= _GRADIENT_ROUNDING[accelerator.mixed_precision]:
         model.decoder = decoder
         return []
     return [f"our own forward pass disagrees with transformers' (gradients off by {far:.1e}): not used"]
 
 
-def _all_gradients(model: PackModel, pack: Any, accelerator: Any) -> Tensor:
-    """Return the gradient of the sum of a pack's log-probabilities by all that trains, in one row; leaves none."""
-    weights = list(training_weights(model.model).values())
+def _sum_likelihood(model: PackModel, pack: Any, accelerator: Any) -> Tensor:
     with accelerator.autocast():
-        total = model(**pack_arguments(pack)).sum()
-    gradients = torch.autograd.grad(total, weights, allow_unused=True)
-    return torch.cat([g.float().flatten() for g in gradients if g is not None])
+        total: Tensor = model(**pack_arguments(pack)).sum()
+    return total
+
+
+@contextmanager
+def _each_gradient(model: PackModel, use: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Hand each weight's gradient to *use* with its name as soon as a backward pass has it; leave none behind."""
+
+    def take(name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        gradient, weight.grad = weight.grad, None
+        use(name, gradient)
+
+    weights = training_weights(model.model)
+    hooks = [weight.register_post_accumulate_grad_hook(partial(take, name)) for name, weight in weights.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _squares(expected: Tensor, found: Tensor | None) -> tuple[float, float]:
+    """Return the sum of the squared differences of two tensors of one shape, and that of *expected*; None is zero.
+
+    A part at a time is made float32, whatever the tensors' type and size.
+    """
+    apart = size = 0.0
+    parts = expected.reshape(-1).split(_COMPARED_AT_ONCE)
+    others: Sequence[Tensor | None] = (
+        [None] * len(parts) if found is None else found.reshape(-1).split(_COMPARED_AT_ONCE)
+    )
+    for part, other in zip(parts, others, strict=True):
+        own = part.float()
+        size += float(own.square().sum())
+        apart += float((own if other is None else own - other.float()).square().sum())
+    return apart, size
 
 
 def check_gradients(
@@ -295,24 +362,30 @@ def check_gradients(
     _, most = _ROUNDING[accelerator.mixed_precision]
     model.eval()
     notices = _drop_wrong_decoder(model, few, layout, accelerator)
+    return_freed_memory()
+    finite: dict[str, bool] = {}
+
+    def look(name: str, gradient: Tensor) -> None:
+        # of a tensor's two extremes, because `isfinite` would copy it
+        finite[name] = finite.get(name, True) and bool(torch.stack(gradient.aminmax()).isfinite().all())
+
     for pack in build_packs(few, layout, budget=2**31):
         tensors = pack.to(accelerator.device)
         with accelerator.autocast():
             loss = objective.loss(model(**pack_arguments(tensors)), tensors).total
             with torch.no_grad():
                 expected = objective.loss(model(**pack_arguments(tensors)), tensors).total
-        loss.backward()
+        with _each_gradient(model, look):
+            loss.backward()
         loss = loss.detach()
         if abs(float(loss) - float(expected)) > most * len(pack.target):
             unfuse_lora(model.model)
             notices.append(
                 f"fused LoRA layers disagree with peft's ({float(loss):.4f}, {float(expected):.4f}): switched off"
             )
-    weights = training_weights(model.model)
-    wrong = [n for n, p in weights.items() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
+    wrong = [name for name in training_weights(model.model) if not finite.get(name, False)]
     if wrong:
         notices.append(f"{len(wrong)} weights that should train get no finite gradient, such as {wrong[0]}")
-    for parameter in weights.values():
-        parameter.grad = None
     model.train()
+    return_freed_memory()
     return notices

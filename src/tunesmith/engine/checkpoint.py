@@ -1,8 +1,8 @@
 """Everything a run needs to go on as if it had never stopped, in folders that are whole or not there. No pickle.
 
 ``checkpoints/step-00000120/`` holds ``weights.safetensors`` (what trains), ``optimizer.*``, ``random-<rank>.*``,
-``state.json``, ``method.*`` of methods that keep something, and ``average.*`` where weights are averaged: the weights
-themselves, of which ``weights.safetensors`` then holds the average.
+``state.json``, ``method.*`` of methods that keep something, ``experience.*`` of stages that do, and ``average.*`` where
+weights are averaged: the weights themselves, of which ``weights.safetensors`` then holds the average.
 """
 
 from __future__ import annotations
@@ -53,13 +53,12 @@ def save_checkpoint(
     weights: dict[str, Tensor],
     optimizer: Any,
     others: list[Any],
-    method: Any,
-    average: Any = None,
+    kept: dict[str, Any],
 ) -> Path:
     """Write a checkpoint of the step in *progress*.
 
-    *others* are the random states of all processes, by rank; *method* is what the method keeps, if it keeps anything;
-    *average* is what a moving average keeps beside *weights*, if there is one.
+    *others* are the random states of all processes, by rank; *kept* is, by name, what method, moving average and
+    experience keep beside *weights*; what is empty is not written.
     """
     path = folder / f"step-{progress.step:08d}"
     with whole_folder(path) as partial:
@@ -67,10 +66,9 @@ def save_checkpoint(
             {name: tensor.detach().contiguous() for name, tensor in weights.items()}, partial / "weights.safetensors"
         )
         save_tree(partial / "optimizer", optimizer)
-        if method:
-            save_tree(partial / "method", method)
-        if average:
-            save_tree(partial / "average", average)
+        for name, tree in kept.items():
+            if tree:
+                save_tree(partial / name, tree)
         for rank, state in enumerate(others):
             save_tree(partial / f"random-{rank}", state)
         write_json(partial / "state.json", asdict(progress))

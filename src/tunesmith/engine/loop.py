@@ -6,7 +6,6 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,9 +26,10 @@ from tunesmith.engine.checkpoint import (
     set_random_state,
     training_weights,
 )
-from tunesmith.engine.objective import Objective, pass_loss
+from tunesmith.engine.likelihoods import Likelihoods, complete
+from tunesmith.engine.objective import Objective, add_parts, add_up, pass_loss
 from tunesmith.engine.order import ExampleOrder
-from tunesmith.engine.pack import Layout, Pack, build_packs, split_examples
+from tunesmith.engine.pack import Pack, build_packs, split_examples
 from tunesmith.engine.stepping import WeightSteps
 
 if TYPE_CHECKING:
@@ -41,30 +41,8 @@ if TYPE_CHECKING:
 
     from tunesmith.core.events import Listener
     from tunesmith.engine.example import Example
+    from tunesmith.engine.loop_settings import LoopSettings
     from tunesmith.engine.model import PackModel
-    from tunesmith.engine.step_hooks import StepHooks
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """How the loop runs; settled by the plan."""
-
-    steps: int
-    batch_size: int
-    seed: int
-    layout: Layout
-    tokens_per_pass: int
-    max_gradient_norm: float
-    evaluate_every: int | None
-    patience: int | None
-    minimum_gain: float
-    checkpoint_every: int
-    keep_checkpoints: int
-    method: StepHooks
-    optimizer_in_backward: bool = False
-    activation_offload: bool = False
-    ema_decay: float = 0.0
-    """Share that a moving average of the weights keeps in a step; 0 averages nothing."""
 
 
 class NonFiniteError(UserError):
@@ -90,6 +68,7 @@ class TrainingLoop:
         self.settings, self.folder, self.method = settings, folder, settings.method
         self.progress = Progress()
         self.tokens_per_pass = settings.tokens_per_pass
+        self.likelihoods = Likelihoods(model, accelerator, settings.layout, settings.tokens_per_pass)
         self.stop_reason: str | None = None
         weights, apart = training_weights(model.model), settings.optimizer_in_backward
         self.weight_steps: WeightSteps | None = None
@@ -118,6 +97,8 @@ class TrainingLoop:
             self.method.restore(self.inner.model, load_tree(path / "method"))
         if self.average is not None:
             self.average.restore(load_tree(path / "average"), read_weights(path))
+        if self.settings.experience is not None:
+            self.settings.experience.restore(load_tree(path / "experience"))
         self.schedule.load_state_dict(self.progress.schedule)
         own = path / f"random-{self.accelerator.process_index}"
         if own.with_suffix(".json").exists():  # a run may go on with more processes than it began with
@@ -128,8 +109,10 @@ class TrainingLoop:
         settings, progress = self.settings, self.progress
         if progress.step < settings.steps and self._out_of_patience():
             return "early stopping"  # it had ended, and was killed before its weights were written
-        order = ExampleOrder(len(examples), settings.batch_size, settings.seed)
-        held_out = self._local_packs(validation) if validation else []
+        repeats = 1 if settings.experience is None else settings.experience.repeats
+        order = ExampleOrder(len(examples), settings.batch_size, settings.seed, repeats)
+        validation = list(validation)  # the same objects as in their packs
+        held_out = self._local_packs(validation) if validation and settings.experience is None else []
         started = time.monotonic() - progress.seconds
         self.model.train()
         # one thread builds the next step's packs while this one computes; torch releases the interpreter lock
@@ -138,7 +121,9 @@ class TrainingLoop:
             while progress.step < settings.steps and not self._asked_to_stop():
                 chosen, packs = following.result()
                 following = self._submit(builder, examples, order, progress.step + 1)
-                event = self._step(chosen, packs, emit)
+                chosen, packs, measured = self._experience(chosen, packs, emit)
+                chosen, packs = complete(self.objective, chosen, packs, examples, self.likelihoods)
+                event = {**self._step(chosen, packs, emit), **measured}
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 emit({"kind": "step", "step": progress.step, "epoch": order.epoch(progress.step), **event})
@@ -161,16 +146,32 @@ class TrainingLoop:
         finally:
             self.optimizer.train()
 
-    def evaluate(self, packs: Sequence[Pack], examples: Sequence[Example]) -> float:
-        """Return the loss over *examples*, without penalties, of which *packs* are this process's share."""
+    def evaluate(self, packs: Sequence[Pack], examples: Sequence[Example]) -> dict[str, float]:
+        """Return the ``loss`` over *examples*, without penalties, and its parts; *packs* are this process's share."""
         self.model.eval()
+        totals: list[Tensor] = []
+        parts: dict[str, Any] = {}
         with self.evaluating(), torch.no_grad():
-            totals = [
-                self._forward(pack.to(self.accelerator.device)).total * counts
-                for pack, counts in self._passes(packs, examples)
-            ]
+            examples, packs = complete(self.objective, examples, packs, examples, self.likelihoods)
+            for pack, counts in self._passes(packs, examples):
+                loss = self._forward(pack.to(self.accelerator.device))
+                totals.append(loss.total * counts)
+                add_parts(parts, loss.parts, counts)
         self.model.train()
-        return float(self._sum(_added(totals))) / self.objective.size(examples)
+        size = self.objective.size(examples)
+        return {"loss": float(self._sum(add_up(totals))) / size, **self._means(parts, size)}
+
+    def _judge(self, packs: Sequence[Pack], examples: Sequence[Example]) -> dict[str, float]:
+        """Return the measurements on held-out *examples*, ``loss`` among them."""
+        if self.settings.experience is None:
+            measured = self.evaluate(packs, examples)
+            shown = {"perplexity": math.exp(min(measured["loss"], 700.0))} if self.objective.has_perplexity else {}
+            return {**measured, **shown}
+        self.model.eval()
+        with self.evaluating():
+            measured = self.settings.experience.judge(examples)
+        self.model.train()
+        return measured
 
     def _local_packs(self, examples: Sequence[Example]) -> list[Pack]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -180,9 +181,22 @@ class TrainingLoop:
     def _submit(self, builder: ThreadPoolExecutor, examples: Sequence[Example], order: ExampleOrder, step: int) -> Any:
         def build() -> tuple[list[Example], list[Pack]]:
             chosen = [examples[index] for index in order.batch(step)]
-            return chosen, self._local_packs(chosen)
+            return chosen, self._local_packs(chosen) if self.settings.experience is None else []
 
         return builder.submit(build)
+
+    def _experience(
+        self, chosen: list[Example], packs: list[Pack], emit: Listener
+    ) -> tuple[list[Example], list[Pack], dict[str, float]]:
+        """Return what the step learns from: what was *chosen* of the data, or what the model makes of it now."""
+        if self.settings.experience is None:
+            return chosen, packs, {}
+        self.model.eval()
+        gathered = self.settings.experience.gather(self.progress.step, chosen)
+        self.model.train()
+        for event in gathered.events:
+            emit(event)
+        return gathered.examples, self._local_packs(gathered.examples), gathered.measured
 
     def _step(self, chosen: list[Example], packs: list[Pack], emit: Listener) -> dict[str, Any]:
         """One optimizer step over *chosen*, of which *packs* are this process's share."""
@@ -191,7 +205,7 @@ class TrainingLoop:
         totals, parts, packs = self._make_gradients(chosen, packs, emit)
         in_backward, step = self.settings.optimizer_in_backward, self.progress.step
         norm = self.weight_steps.finish(step) if self.weight_steps and in_backward else self._clip()
-        value = float(self._sum(_added(totals))) / size
+        value = float(self._sum(add_up(totals))) / size
         if not math.isfinite(value) or not (math.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
             self._keep_batch(chosen, value, norm)
         self.method.before_step(self.inner.model)
@@ -215,12 +229,15 @@ class TrainingLoop:
             "tokens_fed": int(self._sum(torch.tensor(sum(len(p.tokens) for p in packs), dtype=torch.float64))),
             "trained_tokens": sum(s.trained for e in chosen for s in e.sequences),
             "seconds": seconds,
-            **{name: float(self._sum(torch.tensor(float(v)))) / size for name, v in parts.items()},
+            **self._means(parts, size),
         }
+
+    def _means(self, parts: dict[str, Any], size: float) -> dict[str, float]:
+        return {name: float(self._sum(torch.tensor(float(v)))) / size for name, v in parts.items()}
 
     def _make_gradients(
         self, chosen: list[Example], packs: list[Pack], emit: Listener
-    ) -> tuple[list[Tensor], dict[str, float], list[Pack]]:
+    ) -> tuple[list[Tensor], dict[str, Any], list[Pack]]:
         """Add the gradients of a step; return the loss of each pass, the sums beside it, and the packs that were run.
 
         Where memory runs out the same examples run again in smaller passes, from the same random state: layout is not
@@ -264,10 +281,10 @@ class TrainingLoop:
         set_random_state(before)
         return self._make_gradients(chosen, self._local_packs(chosen), emit)
 
-    def _run_passes(self, chosen: list[Example], packs: list[Pack]) -> tuple[list[Tensor], dict[str, float]]:
+    def _run_passes(self, chosen: list[Example], packs: list[Pack]) -> tuple[list[Tensor], dict[str, Any]]:
         size, world = self.objective.size(chosen), self.accelerator.num_processes
         totals: list[Tensor] = []
-        parts: dict[str, float] = {}
+        parts: dict[str, Any] = {}
         passes = self._passes(packs, chosen)
         for index, (pack, counts) in enumerate(passes):
             last = index == len(passes) - 1
@@ -277,8 +294,7 @@ class TrainingLoop:
                 # distribution averages gradients over processes; the loss is a mean over the whole step
                 self.accelerator.backward(loss.total * (counts * world / size))
             totals.append((loss.total if loss.reported is None else loss.reported).detach() * counts)
-            for name, value in loss.parts.items():
-                parts[name] = parts.get(name, 0.0) + value * counts
+            add_parts(parts, loss.parts, counts)
         return totals, parts
 
     def _stepping(self, *, last: bool) -> AbstractContextManager[None]:
@@ -326,8 +342,9 @@ class TrainingLoop:
         step, last = progress.step, progress.step == settings.steps
         best = False
         if validation and settings.evaluate_every and (step % settings.evaluate_every == 0 or last):
-            loss = self.evaluate(held_out, validation)
-            emit({"kind": "evaluation", "step": step, "loss": loss, "perplexity": math.exp(min(loss, 700.0))})
+            measured = self._judge(held_out, validation)
+            emit({"kind": "evaluation", "step": step, **measured})
+            loss = measured["loss"]
             best = progress.best_loss is None or loss < progress.best_loss - settings.minimum_gain
             progress.evaluations_without_gain = 0 if best else progress.evaluations_without_gain + 1
             if best:
@@ -347,9 +364,12 @@ class TrainingLoop:
             self.progress.schedule = self.schedule.state_dict()
             with self.evaluating():
                 weights, state = training_weights(self.inner.model), self.optimizer.state_dict()
-                own = self.method.state(self.inner.model)
-                average = self.average and self.average.state()
-                path = save_checkpoint(self.checkpoints, self.progress, weights, state, states, own, average)
+                kept = {
+                    "method": self.method.state(self.inner.model),
+                    "average": self.average and self.average.state(),
+                    "experience": self.settings.experience and self.settings.experience.state(),
+                }
+                path = save_checkpoint(self.checkpoints, self.progress, weights, state, states, kept)
             prune_checkpoints(self.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)
             emit({"kind": "checkpoint", "step": self.progress.step, "path": str(path)})
         self.accelerator.wait_for_everyone()
@@ -378,8 +398,3 @@ class TrainingLoop:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Say whether *error* is a device or the CPU running out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _added(totals: list[Tensor]) -> Tensor:
-    """Return the sum in float64 on the CPU, waiting for the device once."""
-    return torch.stack(totals).cpu().double().sum() if totals else torch.zeros((), dtype=torch.float64)

@@ -10,6 +10,7 @@ Legend: T tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import sys
 from types import MethodType
 from typing import Any
 
@@ -98,6 +99,8 @@ def unfuse_lora(model: nn.Module) -> None:
 
 def is_plain_lora(layer: Any) -> bool:
     """Return whether *layer* is peft's LoRA over a frozen linear layer, without any variant of it."""
+    if "peft" not in sys.modules:  # nobody has made such a layer, and to import it takes a second or two
+        return False
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is not Linear:

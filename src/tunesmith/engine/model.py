@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from tunesmith.core.errors import UserError
 from tunesmith.engine.attention import PackAttention, row_mask
 from tunesmith.engine.dense_decoder import DenseDecoder, fits
+from tunesmith.engine.divergence import Readout, log_probabilities_of
 from tunesmith.engine.losses import LogLikelihood, log_probabilities, weighted_log_likelihood
 from tunesmith.engine.penalties import NO_PENALTIES, Penalties
 from tunesmith.engine.virtual_tokens import find_virtual_tokens
+from tunesmith.models.heads import head_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
+    from tunesmith.engine.divergence import Teacher
     from tunesmith.engine.pack import Pack
     from tunesmith.engine.regularization import Disturbance
     from tunesmith.engine.virtual_tokens import VirtualTokens
@@ -54,7 +57,15 @@ class PackModel(nn.Module):
         self.disturbance: Disturbance | None = None
         self.keeps_products = False
         """Whether selective checkpointing keeps the results of products, so that nothing may change them in place."""
+        self.reads = head_name(base)
+        """Name of the head in the base that gives numbers in place of log-probabilities; None in a language model."""
         self.separate_head = base.base_model is not base and base.get_output_embeddings() is not None
+        self.temperature = 1.0
+        """What the model's own logits are divided by: those who learn from samples learn what was sampled from."""
+        self.teacher: Teacher | None = None
+        """A model that training is measured against, token by token; no module of this one."""
+        self.value_head: tuple[nn.Module, ...] = ()
+        """A head that gives values beside log-probabilities; in a tuple, for it is a part of ``model``."""
 
     def disturb(self, disturbance: Disturbance) -> None:
         """Let *disturbance*, which hooks into :attr:`base`, act on every pass in training."""
@@ -77,27 +88,58 @@ class PackModel(nn.Module):
         width: int,
         coefficient: Tensor | None = None,
         penalties: Penalties | None = None,
+        candidates: Tensor | None = None,
     ) -> Tensor | LogLikelihood:
         """Return ``[M]`` float32: the log-probability of each *target* at its *source*.
 
         With *coefficient* ``[M]``, return the scalar sum of their products instead, which costs less; with *penalties*
-        too, return that sum with them, and its terms.
+        too, return that sum with them, and its terms.  With a value head, return ``[M, 2]``: log-probability and value.
+        With a teacher, return ``[M, 2]``: divergence from it, and log-probability; with *candidates* ``[M, K]``, return
+        log-probabilities of target and candidates, ``[M, 1 + K]``.  A model for classification returns ``[M, outputs]``
+        at each *source*, whatever the target.
         """
         if self.disturbance is not None and self.training:
             self.disturbance.begin_pass(depth, reach)
-        if self.separate_head:
-            hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
-            head, cap, scale = cast("nn.Module", self.base.get_output_embeddings()), self.cap, self.scale
-        else:  # what the model does to its logits is its own business: they are taken as they come
-            hidden_ND = self._run(self.base, tokens, depth, reach, width)[0].flatten(0, 1)
-            head, cap, scale = nn.Identity(), 0.0, 1.0
-        hidden_MD = hidden_ND[source]
+        if self.reads is not None:
+            return self.read(self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)[source])
+        readout = self.readout(tokens, depth, reach, source, width)
+        if coefficient is None and candidates is not None:
+            return log_probabilities_of(readout, torch.cat((target[:, None], candidates), 1))
+        if coefficient is None and self.teacher is not None:
+            given = {"tokens": tokens, "depth": depth, "reach": reach, "source": source, "width": width}
+            return self.teacher.compare(readout, target, given)
+        hidden_MD, head, cap, scale = readout
         if coefficient is None:
-            return log_probabilities(hidden_MD, head, target, cap=cap, scale=scale)
+            log_p_M = log_probabilities(hidden_MD, head, target, cap=cap, scale=scale)
+            if not self.value_head:
+                return log_p_M
+            return torch.stack((log_p_M, self.value_head[0](hidden_MD)), 1)
         found = weighted_log_likelihood(
             hidden_MD, head, target, coefficient, penalties=penalties or NO_PENALTIES, cap=cap, scale=scale
         )
         return found.total if penalties is None else found
+
+    def readout(self, tokens: Tensor, depth: Tensor, reach: Tensor, source: Tensor, width: int) -> Readout:
+        """Return the hidden states at *source*, and how logits follow from them."""
+        # capped logits cannot be scaled after their cap by the head's own code
+        if self.separate_head and not (self.cap and self.temperature != 1):
+            hidden_ND = self._run(self.base.base_model, tokens, depth, reach, width)[0].flatten(0, 1)
+            head, cap = cast("nn.Module", self.base.get_output_embeddings()), self.cap
+            scale = self.scale / self.temperature
+        else:  # what the model does to its logits is its own business: they are taken as they come
+            hidden_ND = self._run(self.base, tokens, depth, reach, width)[0].flatten(0, 1)
+            head, cap, scale = nn.Identity(), 0.0, 1.0 / self.temperature
+        return Readout(hidden_ND[source], head, cap, scale)
+
+    def read(self, hidden_MD: Tensor) -> Tensor:
+        """Return ``[M, outputs]`` float32: what the head of a model for classification makes of hidden states."""
+        assert self.reads is not None
+        head = self.base.get_submodule(self.reads)
+        weights = list(head.parameters())
+        # of those that peft keeps, too, the ones that train
+        weight = next((w for w in weights if w.requires_grad), weights[0])
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            return cast("Tensor", head(hidden_MD.to(weight.dtype))).float()
 
     def _run(self, module: nn.Module, tokens: Tensor, depth: Tensor, reach: Tensor, width: int) -> Any:
         if self.virtual is not None:

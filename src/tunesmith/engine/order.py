@@ -10,16 +10,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ExampleOrder:
-    """Shuffles *count* examples anew each epoch and deals them out by *batch_size*; the last may be less."""
+    """Shuffles *count* examples anew each epoch and deals them out by *batch_size*; the last may be less.
+
+    Each batch is dealt *repeats* times in a row.
+    """
 
     count: int
     batch_size: int
     seed: int
+    repeats: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the data."""
-        return math.ceil(self.count / self.batch_size)
+        return math.ceil(self.count / self.batch_size) * self.repeats
 
     def epoch(self, step: int) -> float:
         """Return how many passes over the data are done after *step* steps."""
@@ -27,7 +31,7 @@ class ExampleOrder:
 
     def batch(self, step: int) -> list[int]:
         """Return the indices of the examples of step *step*, counted from 0."""
-        epoch, at = divmod(step, self.steps_per_epoch)
+        epoch, at = divmod(step // self.repeats, self.steps_per_epoch // self.repeats)
         return [
             int(i) for i in _shuffled(self.count, self.seed, epoch)[at * self.batch_size : (at + 1) * self.batch_size]
         ]

@@ -47,6 +47,8 @@ class PassTrace:
     """Bytes that the forward pass through the blocks left for the backward pass."""
     operations: float
     """Floating-point operations of matrix products."""
+    products: int = 0
+    """Different shapes of matrix products in bfloat16."""
 
     def plus(self, longer: PassTrace, shorter: PassTrace, times: float) -> PassTrace:
         """Return this trace plus *times* what *longer* has more than *shorter*."""
@@ -59,6 +61,7 @@ class PassTrace:
             {name: add(self.gradients[name], longer.gradients[name], shorter.gradients[name]) for name in PHASES},
             add(self.kept, longer.kept, shorter.kept),
             add(self.operations, longer.operations, shorter.operations),
+            max(self.products, longer.products),  # blocks of one kind multiply the same shapes
         )
 
 
@@ -211,6 +214,7 @@ def _trace(model: nn.Module, base: PreTrainedModel, tracer: Tracer, pack: Pack, 
     blocks = blocks_of(base)
     tracer.restart_peak()
     watch, operations = _Watch(tracer, weights, tracer.alive), tracer.operations
+    tracer.products.clear()
     hooks, embedded = _hook(base, weights, settings)
     with tracer:  # before anybody listens: to make them says nothing about where the pass is
         for parameter in weights if settings.several else ():
@@ -241,7 +245,8 @@ def _trace(model: nn.Module, base: PreTrainedModel, tracer: Tracer, pack: Pack, 
             parameter.grad = None
         for hook in hooks:
             hook.remove()
-    return PassTrace(watch.peaks, watch.gradients, float(watch.kept), tracer.operations - operations)
+    done, products = tracer.operations - operations, len(tracer.products)
+    return PassTrace(watch.peaks, watch.gradients, float(watch.kept), done, products)
 
 
 def _hook(base: PreTrainedModel, weights: list[nn.Parameter], settings: PassSettings) -> tuple[list[Any], list[Tensor]]:

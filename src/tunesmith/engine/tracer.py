@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _aten = torch.ops.aten
+_PRODUCTS = (_aten.mm, _aten.addmm, _aten.addmm_, _aten.bmm, _aten.baddbmm, _aten.baddbmm_)
 # what follows from the pack alone is computed for real up to this many elements: the engine reads its outline from it
 _LARGEST_REAL = 2**20
 
@@ -36,6 +37,8 @@ class Tracer(TorchDispatchMode):
         self.alive = 0
         self.peak = 0
         self.operations = 0
+        self.products: set[Any] = set()
+        """Matrix products in short numbers by their shapes: the CPU's library keeps a kernel for each."""
 
     def restart_peak(self) -> int:
         """Return the peak since the last call, and begin anew."""
@@ -86,6 +89,8 @@ class Tracer(TorchDispatchMode):
                 self._labels.setdefault(tensor.untyped_storage()._cdata, labels[0])
         if len(made) == 1:
             self.peak = max(self.peak, self.alive + _working_bytes(func, tensors))
+        if func._overloadpacket in _PRODUCTS and tensors[0].dtype == torch.bfloat16:
+            self.products.add((func, *((tuple(x.shape), x.stride()) for x in tensors)))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.operations += count(*args, **kwargs, out_val=out)

@@ -7,6 +7,7 @@ Legend: V virtual tokens, N tokens of a pack, R rows, W tokens a row, D hidden s
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,8 @@ class VirtualTokens:
 
 def find_virtual_tokens(model: nn.Module) -> VirtualTokens | None:
     """Return the virtual tokens of *model* where it is a peft model that has some."""
+    if "peft" not in sys.modules:  # nobody has made such a model, and to import it takes a second or two
+        return None
     from peft import PeftModel
 
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:

@@ -24,6 +24,8 @@ class AbstractLikelihood(Stage):
     with it in training and logged beside it (``label_smoothing_loss``, ``z_loss``).
     """
 
+    has_perplexity = True
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each target spread evenly over the vocabulary, such as 0.1, so that the model stays less sure."""
     z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

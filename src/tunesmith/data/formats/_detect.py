@@ -13,11 +13,6 @@ _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 def detect_format(rows: Sequence[Mapping[str, Any]]) -> tuple[Format, str]:
     """Return the one format that some of *rows* match, and why; raise :class:`DataError` for none or several."""
     found = {column: None for values in rows for column in values}
-    if any(_is_preference(values) for values in rows):
-        raise DataError(
-            f"found columns {names(found)}: this looks like preference data, which comes with a later version"
-            "\n    hint: to learn one of the answers, set format and columns"
-        )
     if media := [column for column in found if column in _MEDIA and any(values.get(column) for values in rows)]:
         raise DataError(
             f"found columns {names(media)}: this version reads text only\n    hint: to learn the text alone, set format"
@@ -34,14 +29,13 @@ def detect_format(rows: Sequence[Mapping[str, Any]]) -> tuple[Format, str]:
     raise DataError(f"found columns {names(found)}, which no format reads{wanted}\n    hint: {_advise(rows)}")
 
 
-def _is_preference(values: Mapping[str, Any]) -> bool:
-    ends = {word for word in ("chosen", "rejected") for column in values if column.startswith(word)}
-    return len(ends) == 2 or any(isinstance(values.get(column), bool) for column in ("label", "kto_tag"))
-
-
 def _advise(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the mapping that would most likely do."""
     for values in rows:
+        ends = {word: column for word in ("chosen", "rejected") for column in values if word in column.lower()}
+        if len(ends) == 2:
+            asked = next((column for column in values if column not in ends.values()), "…")
+            return f"set columns: {{prompt: {asked}, chosen: {ends['chosen']}, rejected: {ends['rejected']}}}"
         for column, value in values.items():
             turn = value[0] if isinstance(value, list) and value else None
             if isinstance(turn, dict) and "role" in turn:

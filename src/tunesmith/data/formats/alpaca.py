@@ -1,10 +1,19 @@
 """One question and its answer in a row: ``instruction``, ``input``, ``output``, with earlier turns in ``history``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.conversation import Conversation, Message, Record, RowError
 from tunesmith.data.describe import describe
 from tunesmith.data.formats._base import Format
+from tunesmith.data.formats._endings import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    assemble_pair,
+    has_pair,
+    read_endings,
+    with_label,
+)
 from tunesmith.data.formats._turns import (
     SHARED_COLUMNS,
     assemble,
@@ -22,11 +31,17 @@ class Alpaca(Format):
     columns = {
         "instruction": "what is asked",
         "input": "what it is asked about; may be empty",
-        "output": "the answer",
+        "output": "the answer; not read where there are chosen and rejected",
         "history": "earlier turns, a list of [question, answer] pairs",
         **SHARED_COLUMNS,
+        **PAIR_COLUMNS,
+        **LABEL_COLUMNS,
     }
     required = frozenset({"instruction", "output"})
+
+    @classmethod
+    def matches(cls, values: Mapping[str, Any]) -> bool:
+        return super().matches(values) or {"instruction", *PAIR_COLUMNS} <= values.keys()
 
     def read(self, record: Record) -> Conversation:
         values = record.values
@@ -35,8 +50,11 @@ class Alpaca(Format):
         question = "\n".join(part for part in parts if part)
         if not question.strip():
             raise RowError("instruction", "is empty, and so is input; one of them must hold the question")
+        messages.append(Message("user", question))
+        if has_pair(values):
+            return assemble_pair(record, messages, *read_endings(values))
         answer = read_filled_text(read_column(values, "output"), "output")
-        return assemble(record, [*messages, Message("user", question), Message("assistant", answer)], "output")
+        return with_label(assemble(record, [*messages, Message("assistant", answer)], "output"), values)
 
 
 def _read_history(value: Any) -> list[Message]:

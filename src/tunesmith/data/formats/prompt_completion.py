@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from tunesmith.data.conversation import Conversation, Message, Record, RowError
 from tunesmith.data.formats._base import Format
+from tunesmith.data.formats._endings import LABEL_COLUMNS, with_label
 from tunesmith.data.formats._turns import (
     SHARED_COLUMNS,
     assemble,
@@ -20,6 +21,7 @@ class PromptCompletion(Format):
         "prompt": "the question: text, or a list of messages",
         "completion": "the answer: text, or a list of messages",
         **SHARED_COLUMNS,
+        **LABEL_COLUMNS,
     }
     required = frozenset({"prompt", "completion"})
 
@@ -37,7 +39,7 @@ class PromptCompletion(Format):
         for index, message in enumerate(answered):
             if message.role not in ("assistant", "tool"):
                 raise RowError(f"completion[{index}]", f"is a {message.role} message; it belongs in the prompt")
-        return assemble(record, [*asked, *answered], "completion")
+        return with_label(assemble(record, [*asked, *answered], "completion"), record.values)
 
 
 def _as_context(message: Message) -> Message:

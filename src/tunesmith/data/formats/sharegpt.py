@@ -9,6 +9,14 @@ from typing import Any
 from tunesmith.data.conversation import Conversation, Message, Record, RowError
 from tunesmith.data.describe import describe, names
 from tunesmith.data.formats._base import Format
+from tunesmith.data.formats._endings import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    assemble_pair,
+    has_pair,
+    read_endings,
+    with_label,
+)
 from tunesmith.data.formats._turns import (
     SHARED_COLUMNS,
     assemble,
@@ -40,7 +48,12 @@ _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 class ShareGPT(Format):
     """Read turns by their tags; a function call is part of the assistant turn before it, if there is one."""
 
-    columns = {"conversations": "list of turns: from and value", **SHARED_COLUMNS}
+    columns = {
+        "conversations": "list of turns: from and value",
+        **SHARED_COLUMNS,
+        **PAIR_COLUMNS,
+        **LABEL_COLUMNS,
+    }
     required = frozenset({"conversations"})
 
     role_tag: str = "from"
@@ -65,15 +78,20 @@ class ShareGPT(Format):
     """The system prompt."""
 
     def read(self, record: Record) -> Conversation:
-        turns = read_list(read_column(record.values, "conversations"), "conversations", "turns")
+        messages = self._read_turns(read_column(record.values, "conversations"), "conversations")
+        if has_pair(record.values):
+            return assemble_pair(record, messages, *read_endings(record.values, self._read_turns))
+        return with_label(assemble(record, messages, "conversations"), record.values)
+
+    def _read_turns(self, value: Any, place: str) -> list[Message]:
         messages: list[Message] = []
-        for index, turn in enumerate(turns):
-            message = self._read_turn(turn, f"conversations[{index}]")
-            check_order(message.role, index, "conversations")
+        for index, turn in enumerate(read_list(value, place, "turns")):
+            message = self._read_turn(turn, f"{place}[{index}]")
+            check_order(message.role, index, place)
             if message.tool_calls and messages and _can_join(messages[-1], message):
                 message = _join(messages.pop(), message)
             messages.append(message)
-        return assemble(record, messages, "conversations")
+        return messages
 
     @cached_property
     def _tags(self) -> Mapping[str, str]:

@@ -1,5 +1,8 @@
 """Plain ``text`` to continue, for pre-training."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from tunesmith.data.conversation import Conversation, Record
 from tunesmith.data.formats._base import Format
 from tunesmith.data.formats._turns import read_column, read_filled_text, read_text
@@ -10,6 +13,10 @@ class Text(Format):
 
     columns = {"text": "the text, or a list of its lines"}
     required = frozenset({"text"})
+
+    @classmethod
+    def matches(cls, values: Mapping[str, Any]) -> bool:
+        return super().matches(values) and "label" not in values  # such rows are of the format labelled
 
     def read(self, record: Record) -> Conversation:
         value = read_column(record.values, "text")
