@@ -12,9 +12,14 @@ from tunesmith.apps.cli.main import app
 from tunesmith.run.catalogue import catalogue
 
 COMMANDS = [
-    *("plan", "inspect", "train", "resume", "evaluate", "compare", "chat", "export", "demo", "list", "soup", "import")
+    *("plan", "inspect", "train", "resume", "evaluate", "compare", "chat", "export", "demo", "list", "soup", "import"),
+    *("verse", "serve", "keys"),
 ]
-ADAPTER_COMMANDS = ["show", "add", "extract", "convert"]
+GROUPED = [
+    *(f"keys {name}" for name in ("add", "list", "remove")),
+    *(f"adapter {name}" for name in ("show", "add", "extract", "convert")),
+    *(f"verse {name}" for name in ("check", "scan", "rhyme", "pair", "clean", "dataset")),
+]
 TUNESMITH = Path(sys.executable).with_name("tunesmith")
 
 
@@ -34,7 +39,18 @@ def test_help_is_there_at_once():
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["list"], ["list", "settings"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["verse", "--help"],
+        ["verse", "clean", "--help"],
+        ["list"],
+        ["list", "settings"],
+    ],
+    ids=" ".join,
+)
 def test_help_and_lists_import_nothing_heavy(words):
     code = f"""
 import sys
@@ -58,7 +74,7 @@ def test_help_names_every_command():
     assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"adapter {name}" for name in ADAPTER_COMMANDS)])
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPED])
 def test_every_command_says_what_it_does_and_what_each_option_is(command):
     group, _, inner = command.rpartition(" ")
     commands = typer.main.get_command(app).commands

@@ -139,8 +139,18 @@ def test_take_in_the_recipe_goes_before_num_samples(describe):
         ({"cloud_file_name": "s3://a"}, "is in cloud storage (cloud_file_name), which is not read"),
         ({"hf_hub_url": "wiki_qa"}, "hf_hub_url: found 'wiki_qa'; the Hub names data sets owner/name"),
         ({}, "says neither file_name nor hf_hub_url"),
-        ({"file_name": "a", "ranking": True}, "is preference data (ranking, chosen, rejected or kto_tag), which comes"),
-        ({"file_name": "a", "columns": {"prompt": "q", "kto_tag": "l"}}, "is preference data"),
+        (
+            {"file_name": "a", "ranking": True},
+            "ranking: true needs columns chosen and rejected, as LLaMA-Factory reads",
+        ),
+        (
+            {
+                "file_name": "a",
+                "ranking": True,
+                "columns": {"prompt": "q", "chosen": "c", "rejected": "r", "kto_tag": "l"},
+            },
+            "has ranking: true and kto_tag, which exclude each other",
+        ),
         (
             {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i", "audios": "a"}},
             "has the columns images, audios; this version reads text only",

@@ -1,5 +1,6 @@
 """What each format makes of a row, and what it says of a row that is wrong."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -433,7 +434,7 @@ def test_unknown_columns_are_told_with_what_each_format_wants():
     lines = str(caught.value).split("\n")
     assert lines[0] == "found columns question, answer, which no format reads"
     assert "    text wants text" in lines
-    assert "    openai wants messages (and may have system, tools)" in lines
+    assert "    openai wants messages (and may have system, tools, chosen, rejected, label, label_weight)" in lines
     assert lines[-1] == "    hint: say which column is which, such as columns: {prompt: question, completion: answer}"
 
 
@@ -444,11 +445,25 @@ def test_turns_in_an_odd_column_are_recognised(turn, ours):
 
 
 @pytest.mark.parametrize(
-    "row", [{"prompt": "", "chosen": "", "rejected": ""}, {"prompt": "", "completion": "", "label": True}]
+    ("row", "name"),
+    [
+        ({"prompt": "", "chosen": "", "rejected": ""}, "preference"),
+        ({"chosen": [], "rejected": []}, "preference"),
+        ({"prompt": "", "completion": "", "label": True}, "prompt_completion"),
+        ({"instruction": "", "input": "", "chosen": "", "rejected": ""}, "alpaca"),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, "sharegpt"),
+        ({"messages": [], "chosen": {}, "rejected": {}}, "openai"),
+        ({"messages": [], "label": False}, "openai"),
+    ],
 )
-def test_preference_data_is_not_taken_for_answers_to_learn(row):
-    with pytest.raises(DataError, match="looks like preference data, which comes with a later version"):
-        detect_format([row])
+def test_preference_data_is_recognised(row, name):
+    assert detect_format([row])[0].type_name() == name
+
+
+def test_pairs_in_odd_columns_are_recognised():
+    hint = "hint: set columns: {prompt: query, chosen: chosen_text, rejected: Rejected}"
+    with pytest.raises(DataError, match=re.escape(hint)):
+        detect_format([{"query": "", "chosen_text": "", "Rejected": ""}])
 
 
 def test_pictures_are_not_dropped_in_silence():

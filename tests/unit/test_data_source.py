@@ -70,7 +70,7 @@ def test_every_setting_is_described():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "alpca"}, "unknown format 'alpca' (did you mean 'alpaca'?); have alpaca, openai"),
+        ({"format": "alpca"}, "unknown format 'alpca' (did you mean 'alpaca'?); have alpaca, labelled"),
         ({"take": 0}, "greater than or equal to 1"),
         ({"dataset": "poems", "format": "alpaca"}, "dataset_info.json says format for dataset 'poems'; remove"),
         (

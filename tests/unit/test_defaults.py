@@ -8,7 +8,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.methods import METHODS
 from tunesmith.models.known_shapes import known_name, known_shapes
 from tunesmith.recipe.read import recipe_from_values
-from tunesmith.run.cards import CARDS, GIB, find_card, read_size
+from tunesmith.run.cards import CARDS, GIB, Size, find_card, nameless_card, read_size
 from tunesmith.run.defaults import _MEASURED_RATES, Facts, method_rate, seeds_of_failure, usual_rate
 
 
@@ -48,9 +48,31 @@ def test_a_card_of_several_sizes_asks_which():
         find_card("A100")
 
 
-@pytest.mark.parametrize(("text", "size"), [("24GB", 24 * GIB), ("24 gib", 24 * GIB), ("0.5g", GIB // 2)])
-def test_sizes_are_read_as_memory_is_sold(text, size):
-    assert read_size(text) == size
+@pytest.mark.parametrize(
+    ("text", "size", "of_cpu"),
+    [
+        ("24GB", 24 * GIB, False),
+        ("24 gib", 24 * GIB, False),
+        ("0.5g", GIB // 2, False),
+        ("24GB ram", 24 * GIB, True),
+        ("CPU 24 GB", 24 * GIB, True),
+        ("ram:512MB", GIB // 2, True),
+        ("ram", None, True),
+        ("cpu", None, True),
+    ],
+)
+def test_sizes_are_read_as_memory_is_sold(text, size, of_cpu):
+    """A size alone may be a card's; the words say that it is the processor's."""
+    assert read_size(text) == Size(size, of_cpu=of_cpu)
+
+
+def test_a_nameless_card_is_one_of_its_size():
+    """A program sees a little less than is printed on the box, and nothing is promised about its speed."""
+    card, known = nameless_card(24 * GIB), CARDS["3090"]
+
+    assert card.memory_bytes == pytest.approx(known.memory_bytes, rel=0.01)
+    assert card.teraflops == min(each.teraflops for each in CARDS.values() if each.device == "cuda")
+    assert known.name in card.source
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,16 @@ def test_files_hold_what_was_asked_for(data):
     assert data.corpus_lines == len(data.corpus.read_text().splitlines())
     assert data.train_couplets * 2 == len(read_lines(data.train))
     assert data.test_couplets * 2 == len(read_lines(data.test))
-    assert {"corpus.txt", "couplets_train.json", "couplets_test.json"} == {p.name for p in data.corpus.parent.iterdir()}
+    files = {"corpus.txt", "couplets_train.json", "couplets_test.json", "pairs_train.json", "pairs_test.json"}
+    assert files == {p.name for p in data.corpus.parent.iterdir()}
+
+
+def test_pairs_have_the_couplets_own_line_and_one_that_was_spoilt(data):
+    for own, pairs in ((data.train, "pairs_train.json"), (data.test, "pairs_test.json")):
+        given, made = (json.loads(path.read_text("utf-8")) for path in (own, data.corpus.parent / pairs))
+
+        assert [(row["input"], row["output"]) for row in given] == [(row["input"], row["chosen"]) for row in made]
+        assert all(row["chosen"] != row["rejected"] and len(row["chosen"]) == len(row["rejected"]) for row in made)
 
 
 def test_couplet_files_are_alpaca_with_one_record_a_line(data):

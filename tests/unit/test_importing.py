@@ -29,6 +29,9 @@ BASES = {
 }
 # name -> a value that is not the default, where the kind does not give one that fits
 VALUES = {
+    "pref_loss": "hinge",
+    "loss_weights": [0.5],
+    "f_divergence_type": "js_divergence",
     "adam_beta1": 0.5,
     "adam_beta2": 0.5,
     "apollo_scale_type": "tensor",
@@ -79,6 +82,9 @@ VALUES = {
 }
 # name -> what else must be said for the argument to do something
 COMPANIONS = {
+    "f_alpha_divergence_coef": {"f_divergence_type": "alpha_divergence"},
+    "discopop_tau": {"loss_type": "discopop"},
+    "disable_dropout": {"use_peft": True},
     "adapter_name_or_path": {},
     "create_new_adapter": {"adapter_name_or_path": "a/b"},
     "cosine_min_lr_ratio": {},
@@ -357,8 +363,6 @@ def test_trl_and_axolotl_are_known_by_their_names(tmp_path):
     assert trl.values["schedule"]["learning_rate"] == 2e-5
     assert (axolotl.title, axolotl.values["data"]["too_long"]) == ("axolotl", "drop")
     assert axolotl.values["model"]["quantization"]["type"] == "nf4"
-    with pytest.raises(RecipeError, match="stage: not yet: dpo"):
-        import_words(["trl", "dpo", "--model_name_or_path", "x/y", "--dataset_name", "a/b"])
 
 
 # --- what is refused, and what is wrong
@@ -379,7 +383,7 @@ def test_what_has_no_equal_is_refused_by_name_or_left_out_as_asked(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"stage": "dpo"}, "stage: not yet: dpo comes with a later version"),
+        ({"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss: 'kto_pair' is no loss of this or of a current TRL"),
         ({"export_dir": "m", "adapter_name_or_path": "a/b"}, "Run: tunesmith export a/b --to m"),
         ({"dataset": None}, "To talk with the model: tunesmith chat x/y"),
         ({"do_train": False, "do_predict": True}, "Run: tunesmith evaluate x/y --data FILE"),

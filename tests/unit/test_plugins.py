@@ -191,7 +191,8 @@ def test_an_entry_point_that_is_no_plugin_of_that_name_is_refused(installed, nam
 def test_the_catalogue_lists_every_kind():
     found = catalogue()
 
-    kinds = ["methods", "stages", "optimizers", "quantizations", "formats", "scores", "templates", "settings"]
+    kinds = ["methods", "stages", "optimizers", "quantizations", "formats", "scores"]
+    kinds += ["constraints", "cleaners", "templates", "settings"]
 
     assert list(found) == kinds
     assert all(text for entries in found.values() for text in entries.values())

@@ -282,3 +282,9 @@ def test_every_form_of_a_tune_reads_and_has_a_rhyme():
 def test_a_tune_that_is_not_known_is_named_with_its_neighbours():
     with pytest.raises(ProsodyError, match="浣溪沙"):
         check(HUANXISHA, "浣溪纱啊")
+
+
+def test_a_line_of_one_character_is_told_of_and_breaks_nothing():
+    findings = check("三月南又照时江，月月照我月三山。江，月明岸又三二岸。", "七绝").findings
+
+    assert [finding.line for finding in findings if finding.rule is Rule.LENGTH] == [3]

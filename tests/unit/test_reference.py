@@ -12,7 +12,7 @@ from tunesmith.run.reference import reference_pages
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 NAMES = ["settings", "methods", "stages", "optimizers", "quantizations", "formats", "scores", "templates", "commands"]
-NAMES += ["importing"]
+NAMES += ["importing", "constraints", "cleaners", "verse-rules"]
 
 
 @pytest.fixture(scope="module")
