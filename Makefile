@@ -22,6 +22,16 @@ test-architectures: $(READY)
 test-matrix: $(READY)
 	$(BIN)/pytest tests -m matrix -n 2 --dist loadfile
 
+# thousands of requests to the server, right ones and wrong ones
+.PHONY: test-api
+test-api: $(READY)
+	$(BIN)/pytest tests/tiny/test_server_api.py -m api -s
+
+# needs llama.cpp itself: $(BIN)/pip install llama-cpp-python builds it from source, in about 17 minutes
+.PHONY: test-gguf
+test-gguf: $(READY)
+	$(BIN)/pytest tests/tiny/test_export_gguf.py -m gguf -rs
+
 .PHONY: test-gpu
 test-gpu: $(READY)
 	$(BIN)/pytest tests/gpu -m gpu

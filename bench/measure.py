@@ -77,10 +77,20 @@ class Meter:
     steps: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     profiler: Any = None
+    shared: tuple[float, float] = (0.0, 0.0)
+    """Wall and processor seconds of work that is done once for all steps: each step counts its part."""
 
     def imported(self) -> None:
         """Note that the peer's libraries are imported."""
         self.import_seconds = time.monotonic() - self.task.spawned
+
+    def begin_shared(self) -> None:
+        """Note that work for all steps begins, such as asking a reference model."""
+        self.shared = (-time.monotonic(), -time.process_time())
+
+    def end_shared(self) -> None:
+        """Note that it has ended."""
+        self.shared = (self.shared[0] + time.monotonic(), self.shared[1] + time.process_time())
 
     def begin(self) -> None:
         """Note that the model is loaded and the first step is about to begin."""
@@ -116,6 +126,9 @@ class Meter:
 
         if torch.cuda.is_available():
             self.gpu_peak = torch.cuda.max_memory_allocated() / MEGABYTE
+        for step in self.steps:
+            step["seconds"] += self.shared[0] / len(self.steps)
+            step["cpu_seconds"] += self.shared[1] / len(self.steps)
         result = {
             "version": _versions([self.task.package]).get(self.task.package, "from source"),
             "versions": {"python": sys.version.split()[0], **_versions(LIBRARIES)},

@@ -74,7 +74,7 @@ to run unchanged; **it has never run on a GPU.**
 
 def main() -> None:
     """Write the page from the files that the command line names."""
-    paths = [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "bench" / "results").glob("*.jsonl"))
+    paths = [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "bench" / "results").glob("20*.jsonl"))
     if not paths:
         raise SystemExit("no result files in bench/results; measure with: make bench")
     PAGE.write_text(page([read_session(path) for path in paths]), encoding="utf-8")

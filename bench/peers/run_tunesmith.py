@@ -10,18 +10,24 @@ meter = Meter(task)
 
 from tunesmith.recipe.read import recipe_from_values  # noqa: E402 - imports are timed
 from tunesmith.run.train import train  # noqa: E402
-from tunesmith.stages import STAGES  # noqa: E402
 
 meter.imported()
 
 
 def listen(event: dict[str, Any]) -> None:
     """Take the time when the loop begins and after every step."""
-    if event["kind"] == "begin":
+    if event["kind"] == "progress" and event["task"] == "reference":
+        # TRL asks its reference in each step; what is asked once is part of the steps, too
+        if event["done"] == 0:
+            meter.begin_shared()
+        elif event["done"] == event["total"]:
+            meter.end_shared()
+    elif event["kind"] == "begin":
         meter.begin()
     elif event["kind"] == "step":
         fed = int(event.get("tokens_fed", 0))
-        counts = Counts(task.batch_size, int(event["tokens"]), int(event["trained_tokens"]), fed)
+        sequences = task.batch_size * (2 if task.workload == "dpo" else 1)
+        counts = Counts(sequences, int(event["tokens"]), int(event["trained_tokens"]), fed)
         meter.step(counts, float(event["loss"]))
 
 
@@ -37,8 +43,6 @@ values: dict[str, Any] = {
     **task.options,
 }
 if task.workload == "dpo":
-    values["stage"] = {"type": "dpo"}
-    if "dpo" not in STAGES.names():
-        raise SystemExit("not yet: there is no stage: dpo")
+    values["stage"] = "dpo"
 train(recipe_from_values(values), listen, overwrite=True)
 meter.finish()

@@ -297,7 +297,7 @@ def test_questions_can_be_piped_in(tunesmith):
 
     assert ended.code == 0
     assert ended.out.startswith(answer + answer)
-    assert "no such command: /what; there are /new, /adapter and /quit\n" in ended.out
+    assert "no such command: /what; there are /help, /new, /again, " in ended.out
 
 
 def test_each_question_is_asked_after_all_that_was_said(tunesmith, monkeypatch):

@@ -17,7 +17,7 @@ from tunesmith.models.known_shapes import known_config, known_shapes
 from tunesmith.models.load import load_model
 from tunesmith.recipe.read import read_recipe
 from tunesmith.run.estimate import _trace
-from tunesmith.run.fit import fit, refuse_too_large
+from tunesmith.run.fit import Fitter, fit, refuse_too_large
 from tunesmith.run.machine import Machine
 from tunesmith.run.outline import Outline
 from tunesmith.run.passes import look_at_passes
@@ -34,8 +34,7 @@ def here(memory: int = 8 * 2**30) -> Machine:
     return replace(Machine.probe("cpu", process_settings().world_size), memory_bytes=memory)
 
 
-def exactly(machine, plan, outline):
-    return quick_speed(machine, plan)
+exactly = quick_speed
 
 
 def live_peak(run) -> int:
@@ -133,6 +132,16 @@ def test_a_run_that_plainly_does_not_fit_is_refused_with_what_would_help(make_re
     assert "smaller model" in str(error.value)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_full_training_needs_more_than_its_check(make_recipe, optimizer):
+    """Also in short weights with an optimizer of no state to speak of: the check takes one copy of the gradients."""
+    engine = {"weights": "bfloat16", "precision": "bfloat16", "tokens_per_pass": 4096}
+    recipe = make_recipe(method="full", optimizer={"type": optimizer}, engine=engine, schedule={"batch_size": 16})
+    plan = settle(recipe, machine=here(), speed=exactly).plan
+
+    assert "check" not in plan.memory.moment
+
+
 def test_fit_pulls_levers_until_it_fits_and_keeps_what_is_stated(make_recipe):
     """The cheapest levers that are enough; the method that the recipe states stays."""
     asked = make_recipe(method={"type": "full"}, engine={"precision": "float32", "layout": "padded"})
@@ -145,6 +154,33 @@ def test_fit_pulls_levers_until_it_fits_and_keeps_what_is_stated(make_recipe):
     assert found.settled.plan.memory.verdict == "fits"
     assert found.settled.plan.recipe.method.type_name() == "full"
     assert any("engine." in why for why in found.why)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_lever_that_is_pulled_is_the_first_of_all_that_are_offered(make_recipe, method):
+    """Though fewer are tried for it, and variants share what was traced."""
+    asked = make_recipe(method=method, engine={"precision": "float32", "layout": "padded"})
+    need = settle(asked, machine=here(), speed=exactly).plan.memory.total
+    machine = here(int((need - 1.5 * MIB) / 0.9))
+    settled = settle(asked, machine=machine, speed=exactly)
+    fitter = Fitter(machine, settled.prepared, settled.config, exactly)
+    offers = fitter.offers(settled)
+    pulled = Fitter(machine, settled.prepared, settled.config, exactly).cheapest(settled, set())
+
+    assert pulled == offers[0].lever
+    assert fitter.settle(asked).plan.memory == settled.plan.memory
+
+
+def test_where_weights_are_too_many_the_first_lever_makes_them_fewer(make_recipe):
+    """No smaller pass can help: what is kept in memory all the time comes first."""
+    asked = make_recipe(method={"type": "full"}, engine={"precision": "float32"})
+    settled = settle(asked, machine=here(), speed=exactly)
+    tight = settle(asked, machine=here(settled.plan.memory.parts["weights that train"] - 1), speed=exactly)
+    lever = Fitter(tight.machine, tight.prepared, tight.config, exactly).cheapest(tight, set())
+
+    assert lever.changes[0][0] in ("optimizer", "engine.weights", "method")
+    stated = {"optimizer", "engine.weights", "method"}
+    assert Fitter(tight.machine, tight.prepared, tight.config, exactly).cheapest(tight, stated) != lever
 
 
 def test_fit_says_when_nothing_is_enough(make_recipe):
@@ -196,8 +232,33 @@ def test_the_command_shows_memory_and_writes_the_fitted_recipe(make_recipe, tmp_
 
     assert shown.exit_code == 0, shown.output
     assert "weights that train" in shown.output
-    assert "of 8.0 GiB" in shown.output
+    assert "of 7.9 GiB" in shown.output  # what a program sees of a card of 8
+    assert "8GB: taken as the memory of a CUDA card" in shown.output
     assert read_recipe(Path(fitted)).engine.tokens_per_pass
+
+
+@pytest.mark.parametrize(
+    ("fit_to", "wanted", "device", "memory"),
+    [
+        ("8GB", "auto", "cuda", int(8 * 2**30 * 0.985)),
+        ("8GB ram", "auto", "cpu", 8 * 2**30),
+        ("8GB", "cpu", "cpu", 8 * 2**30),
+        ("ram", "auto", "cpu", 0),
+    ],
+)
+def test_a_size_is_a_card_unless_it_is_said_to_be_the_processors(make_recipe, fit_to, wanted, device, memory):
+    """What people count memory of is a GPU; recipe or words say otherwise, and then the fitted recipe does too."""
+    found = plan_for(make_recipe(engine={"device": wanted, "precision": "auto"}), fit=fit_to)
+
+    assert found.settled.plan.device == device
+    assert found.settled.plan.memory.available == (memory or Machine.probe("cpu").memory_bytes)
+    assert found.fitted.settled.plan.recipe.engine.device == ("cpu" if "ram" in fit_to else wanted)
+    assert fit_to in found.fitted.why[0]
+
+
+def test_memory_of_the_processor_is_none_for_a_gpu(make_recipe):
+    with pytest.raises(UserError, match=r"ram is the processor's, but the recipe says engine\.device: cuda"):
+        plan_for(make_recipe(engine={"device": "cuda"}), fit="8GB ram")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ output: ours
 
 def test_every_argument_of_trl_has_an_outcome():
     trl = pytest.importorskip("trl")
-    parts = (trl.SFTConfig, trl.DPOConfig, trl.ModelConfig, trl.ScriptArguments)
+    parts = (trl.SFTConfig, trl.DPOConfig, trl.RewardConfig, trl.ModelConfig, trl.ScriptArguments)
     names = {field.name for part in parts for field in dataclasses.fields(part)}
 
     assert names - set(TRL.arguments) == set()

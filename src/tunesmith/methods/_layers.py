@@ -10,6 +10,7 @@ from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import suggest
 from tunesmith.methods._peft import AbstractPeft
 from tunesmith.methods._whole import text_part, transformer_blocks
+from tunesmith.models.heads import head_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -104,8 +105,8 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     What chooses between experts, or which tokens are seen, is left alone, and what no text goes through: towers for
     images and sound, attention to an encoder that is not there, and what reads only the matrix of a layer.
     """
-    head = model.get_output_embeddings()
-    left_out = {*_routers(model), *_read_as_matrices(model), *_tied(model)}
+    head, reads = model.get_output_embeddings(), head_name(model)
+    left_out = {*([reads] if reads else []), *_routers(model), *_read_as_matrices(model), *_tied(model)}
     reads_text = text_part(model)
     return [
         name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.methods._base import Method
+from tunesmith.models.heads import task_type
 from tunesmith.models.load import fitting
 from tunesmith.models.peft_warnings import quiet_peft
 
@@ -50,7 +51,7 @@ class AbstractPeft(Method):
         chosen = {**self.choose(model), **self.options()}
         with quiet_peft():
             try:
-                return cast("nn.Module", peft.get_peft_model(model, config(task_type="CAUSAL_LM", **chosen)))
+                return cast("nn.Module", peft.get_peft_model(model, config(task_type=task_type(model), **chosen)))
             except (ValueError, TypeError, NotImplementedError) as error:
                 raise UserError(f"method: {self.type_name()} does not fit this model: {error}") from None
 
@@ -62,7 +63,7 @@ class AbstractPeft(Method):
             raise UserError(f"model.adapter: {self.cannot_continue}")
         config: Any = peft.PeftConfig.from_pretrained(str(adapter))
         self.check_adapter(model, config)
-        config.task_type, config.inference_mode, config.base_model_name_or_path = "CAUSAL_LM", False, None
+        config.task_type, config.inference_mode, config.base_model_name_or_path = task_type(model), False, None
         model.requires_grad_(False)
         with quiet_peft():
             try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tunesmith.core.errors import Problem, UserError
 from tunesmith.core.registry import suggest
 from tunesmith.models.fingerprint import check_base
+from tunesmith.models.heads import auto_class, fitting_head, head_in, head_of_adapter, put_head
 from tunesmith.models.hub import HubName, locate
 from tunesmith.models.new_tokenizer import make_tokenizer
 from tunesmith.models.new_tokens import add_tokens, begin_tokens, grow
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunesmith.models.heads import Head
 
 
 @dataclass(frozen=True)
@@ -242,8 +245,10 @@ def _new_config(scratch: Scratch, tokenizer: PreTrainedTokenizerBase) -> PreTrai
     return AutoConfig.for_model(scratch.architecture, **{**special, **scratch.sizes})
 
 
-def load_model(model: Model, config: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """Return the model in *dtype* on the CPU, its earlier adapter merged in where it starts from a run."""
+def load_model(
+    model: Model, config: PreTrainedConfig, dtype: torch.dtype, seed: int, head: Head | None = None
+) -> PreTrainedModel:
+    """Return the model in *dtype* on the CPU, with *head*, its earlier adapter merged in where it starts from a run."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -253,12 +258,12 @@ def load_model(model: Model, config: PreTrainedConfig, dtype: torch.dtype, seed:
             new = cast("PreTrainedModel", AutoModelForCausalLM.from_config(config))
         for parameter in new.parameters():  # and not the buffers: rotations need their float32
             parameter.data = parameter.data.to(dtype)
-        return new
+        return new if head is None else put_head(new, head, seed)
     options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     place = _place(model)
     quantized = TrainedOn(model.quantization) if model.quantization is not None else None
     start = replace(start_place(model), quantized=quantized)
-    found = model_from(start, dtype, merge=True, config=config, **options)
+    found = model_from(start, dtype, merge=True, config=config, head=head, seed=seed, **options)
     if model.new_tokens:
         tokenizer = tokenizer_from(place.tokenizer, **options)
         add_tokens(tokenizer, model.new_tokens)
@@ -273,14 +278,18 @@ def model_from(
     merge: bool = False,
     unpack: bool = False,
     config: PreTrainedConfig | None = None,
+    head: Head | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> PreTrainedModel:
     """Load the model at *place*; its last adapter stays beside it (a peft model) or is merged into the weights, too.
 
     Rotary positions and rows for tokens are those of *config*; left out, those that its adapters were trained with.
-    A quantized base is unpacked if *unpack* says so, before its adapters come.
+    A quantized base is unpacked if *unpack* says so, before its adapters come.  With *head* the model has such a one,
+    by *seed* where its files have none; without, files that hold one are refused, for they write no text.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
     with _told(place.base, "model"):
         own = AutoConfig.from_pretrained(place.base, **options)
@@ -289,13 +298,17 @@ def model_from(
         given = {"config": own, "dtype": dtype, "use_safetensors": True, **options}
         if place.quantized is not None:
             given |= loading_options(place.base, place.quantized.quantization, dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(place.base, **given)
+        own_head = fitting_head(head_in(own), head, place.base)
+        model: Any = getattr(transformers, auto_class(own_head)).from_pretrained(place.base, **given)
     steady(model)
     if unpack and is_quantized(model):
         model = _unpacked(model, place.base, dtype)
     base = Path(place.base)
     for adapter in place.adapters:
         check_base(adapter, base)
+        brought = fitting_head(head_of_adapter(adapter), head, str(adapter))
+        if brought is not None and own_head is None:
+            own_head, model = brought, put_head(model, brought, seed)
         if _has_config(adapter):
             grow(model, AutoConfig.from_pretrained(adapter).get_text_config().vocab_size)
         wrapped = load_adapter(model, adapter)
@@ -304,7 +317,7 @@ def model_from(
         base = adapter
     if merge or place.adapter is None:
         grow(model, wanted.get_text_config().vocab_size)
-    return cast("PreTrainedModel", model)
+    return cast("PreTrainedModel", model if head is None or own_head is not None else put_head(model, head, seed))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, name: str = "default") -> Any:

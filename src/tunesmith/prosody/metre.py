@@ -122,7 +122,8 @@ def _between(rule: Rule, number: int, fit: Fit, line: str) -> Finding:
     if rule in (Rule.RHYME_TONE, Rule.UPPER_END):
         return Finding(rule, number + 1, len(line), line[-1], OBLIQUE if fit.level_end else LEVEL, have)
     second = LEVEL if fit.level_start == (len(line) == 5) else OBLIQUE
-    return Finding(rule, number + 1, 2, line[1], OBLIQUE if second == LEVEL else LEVEL, second)
+    # a line of one character is measured as if it were unknown, and has no second
+    return Finding(rule, number + 1, 2, line[1:2], OBLIQUE if second == LEVEL else LEVEL, second)
 
 
 def _within(number: int, fit: Fit, line: str, letters: str, *, unpaid: bool) -> Iterator[Finding]:

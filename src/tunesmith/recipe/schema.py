@@ -226,7 +226,8 @@ class Recipe(Block):
         yield from self.schedule.check()
         yield from self._check_levers()
         yield from self._check_tricks()
-        for plugin in (self.stage, self.method, self.optimizer, *self.evaluation.scores):
+        sampled = (self.evaluation.generation.constraint, self.evaluation.generation.best_by)
+        for plugin in (self.stage, self.method, self.optimizer, *self.evaluation.scores, *filter(None, sampled)):
             yield from plugin.check(self)
         if self.evaluation.patience and not (self.data.validation or self.data.validation_share):
             yield Problem(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.core.errors import UserError
 from tunesmith.engine.pack import ROWS
+from tunesmith.models.heads import filling_token, head_name
 from tunesmith.models.load import load_model
 from tunesmith.run.compiling import compiled_mark
 from tunesmith.run.continuing import apply_method
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.engine.model import PackModel
     from tunesmith.recipe.schema import Recipe
     from tunesmith.run.folder import RunFolder
+    from tunesmith.run.prepared import Prepared
     from tunesmith.run.settle import Settled
 
 
@@ -40,10 +43,15 @@ def _ready_model(settled: Settled, device: Any) -> tuple[Any, Any]:
     # frozen weights may be short; weights that learn lose small updates in bfloat16 (ENGINE_FACTS: 4.59 against 3.90)
     kept = getattr(torch, recipe.engine.weights)
     dtype = getattr(torch, plan.precision) if recipe.method.adds_adapter else kept
-    base = load_model(recipe.model, settled.config, dtype, recipe.seed)
+    base: Any = load_model(recipe.model, settled.config, dtype, recipe.seed, recipe.stage.head)
     base.config.use_cache = False
     torch.manual_seed(recipe.seed)
     model: Any = apply_method(recipe, base)
+    if (reads := head_name(base)) is not None:
+        # which token transformers takes for the last one
+        base.config.get_text_config().pad_token_id = filling_token(settled.prepared.template.tokenizer)
+        if not recipe.method.adds_adapter:
+            base.get_submodule(reads).requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(kept)
@@ -104,13 +112,30 @@ def compile_blocks(settled: Settled, packed: Any, layout: Any, accelerator: Any,
     return eager
 
 
+def _check_teacher(packed: Any, *, prepared: Prepared, layout: Any, accelerator: Any) -> None:
+    """Raise :class:`UserError` where a teacher beside the model is wrong in the layout that the model goes through."""
+    from tunesmith.engine.check import choose_layout
+
+    if packed.teacher is None:
+        return
+    teacher = packed.teacher.model
+    fitting, notices = choose_layout(teacher, prepared.train.examples, layout, accelerator)
+    teacher.eval()
+    if fitting != layout:
+        raise UserError(f"stage.teacher: {notices[-1]}; set engine.layout: {fitting} for both")
+
+
 def assemble_loop(settled: Settled, packed: Any, accelerator: Any, folder: RunFolder, layout: Any) -> TrainingLoop:
     """Return the loop that trains *packed*, with its optimizer and schedule."""
-    from tunesmith.engine.loop import LoopSettings, TrainingLoop
+    from tunesmith.engine.loop import TrainingLoop
+    from tunesmith.engine.loop_settings import LoopSettings
     from tunesmith.engine.schedule import make_schedule
+    from tunesmith.run.rollouts import make_rollouts
 
     plan, recipe = settled.plan, settled.plan.recipe
     schedule = recipe.schedule
+    recipe.stage.begin(packed)
+    _check_teacher(packed, prepared=settled.prepared, layout=layout, accelerator=accelerator)
     # what belongs to the method is the same, whatever the optimizer
     chosen = recipe.optimizer.model_copy(update=recipe.method.optimizer_settings())
     optimizer = chosen.build(packed.model, plan.learning_rate)
@@ -122,7 +147,7 @@ def assemble_loop(settled: Settled, packed: Any, accelerator: Any, folder: RunFo
         layout=layout,
         tokens_per_pass=plan.tokens_per_pass,
         max_gradient_norm=schedule.max_gradient_norm,
-        evaluate_every=plan.evaluate_every,
+        evaluate_every=plan.evaluate_every if recipe.evaluation.examples or not recipe.stage.online else None,
         patience=recipe.evaluation.patience,
         minimum_gain=recipe.evaluation.minimum_gain,
         checkpoint_every=plan.checkpoint_every,
@@ -131,5 +156,6 @@ def assemble_loop(settled: Settled, packed: Any, accelerator: Any, folder: RunFo
         optimizer_in_backward=recipe.engine.optimizer_in_backward,
         activation_offload=recipe.engine.activation_offload,
         ema_decay=schedule.ema_decay,
+        experience=make_rollouts(settled, packed, accelerator, layout) if recipe.stage.online else None,
     )
     return TrainingLoop(packed, recipe.stage, optimizer, rates, accelerator, settings, folder.path)

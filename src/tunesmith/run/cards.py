@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.registry import suggest
@@ -37,6 +37,16 @@ class Card:
         )
 
 
+@dataclass(frozen=True)
+class Size:
+    """A memory that was asked for by its size."""
+
+    memory_bytes: int | None
+    """None for as much as there is here."""
+    of_cpu: bool
+    """Whether it was said to be the processor's, not a card's."""
+
+
 _AMPERE = "NVIDIA Ampere GA102 whitepaper, appendix A"
 _ADA = "NVIDIA Ada GPU architecture whitepaper, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper, appendix A"
@@ -60,7 +70,13 @@ CARDS = {
     "cpu-16": Card("CPU with 16 GB", 15 * GIB, 0.5, 50, "our judgement: eight cores", "cpu"),
     "cpu-64": Card("CPU with 64 GB", 62 * GIB, 1.0, 80, "our judgement: sixteen cores", "cpu"),
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(g|gb|gib|m|mb|mib)", re.IGNORECASE)
+# what a program sees of the memory that is printed on a card's box: 0.98 to 0.99 for those above
+_VISIBLE = 0.985
+_OWN = "cpu|ram"
+_SIZE = re.compile(
+    rf"(?:(?P<before>{_OWN})[ :])?(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>g|gb|gib|m|mb|mib)(?:[ :](?P<after>{_OWN}))?",
+    re.IGNORECASE,
+)
 _PREFIX = re.compile(r"^(nvidia|geforce|rtx|apple|tesla)[ _-]*")
 
 
@@ -77,18 +93,31 @@ def find_card(name: str, option: str = "--card") -> Card:
     raise UserError(f"{option}: no card is called {name!r}{near}; have {', '.join(CARDS)}")
 
 
-def read_size(text: str, option: str = "--fit") -> int | Card:
-    """Return the bytes that *text* names, such as ``24GB``, or the card; raise :class:`UserError` for neither.
+def nameless_card(size: int) -> Card:
+    """Return a CUDA card on whose box *size* bytes are printed, as fast as the slowest that we know."""
+    slowest = min((card for card in CARDS.values() if card.device == "cuda"), key=lambda card: card.teraflops)
+    return replace(
+        slowest,
+        name=f"a CUDA card of {size / GIB:g} GB",
+        memory_bytes=int(size * _VISIBLE),
+        source=f"as {slowest.name}: {slowest.source}",
+    )
 
-    As memory is sold, ``24GB`` is 24 x 2^30 bytes.
+
+def read_size(text: str, option: str = "--fit") -> Size | Card:
+    """Return the memory that *text* names, such as ``24GB`` or ``ram 24GB``, or the card.
+
+    Raises :class:`UserError` for neither.  As memory is sold, ``24GB`` is 24 x 2^30 bytes.
     """
+    if text.strip().lower() in _OWN.split("|"):
+        return Size(None, of_cpu=True)
     match = _SIZE.fullmatch(text.strip())
     if match:
-        number, unit = float(match[1]), match[2][0].lower()
+        number, unit = float(match["number"]), match["unit"][0].lower()
         size = int(number * (GIB if unit == "g" else 2**20))
         if size < 64 * 2**20:
             raise UserError(f"{option}: {text} is less than any run needs; give the memory of a device, such as 24GB")
-        return size
+        return Size(size, of_cpu=bool(match["before"] or match["after"]))
     try:
         number = float(text)
     except ValueError:

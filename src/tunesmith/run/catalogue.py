@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
@@ -9,7 +10,9 @@ from pydantic_core import PydanticUndefined
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.registry import Registry, Spec, suggest
+from tunesmith.data.cleaning import CLEANERS
 from tunesmith.data.formats import FORMATS
+from tunesmith.generation.constraints import CONSTRAINTS
 from tunesmith.methods import METHODS
 from tunesmith.models.families import families, short_names, size_of
 from tunesmith.models.quantization import QUANTIZATIONS
@@ -31,6 +34,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "quantizations": QUANTIZATIONS,
     "formats": FORMATS,
     "scores": SCORERS,
+    "constraints": CONSTRAINTS,
+    "cleaners": CLEANERS,
 }
 
 
@@ -131,6 +136,8 @@ def default_text(field: Any) -> str:
         return default.type_name()
     if isinstance(default, BaseModel):
         return ""
+    if isinstance(default, str) and not default.isprintable():
+        return json.dumps(default, ensure_ascii=False)  # a line break, as it is written in a recipe
     return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 

@@ -81,6 +81,10 @@ def usual_rate(recipe: Recipe, parameters: int | None) -> tuple[float, str]:
     rate = recipe.optimizer.usual_rate(given)
     own = "" if rate == given else f" with {recipe.optimizer.type_name()}"
     why = f"usual for {method}{own}"
+    share = recipe.stage.rate_share
+    if share != 1:
+        rate *= share
+        why += f", {share:g} of it for {recipe.stage.type_name()} [defaults of TRL and the method's paper]"
     if method in _MEASURED_RATES:
         why += " [method comparison of huggingface/peft]"
     elif recipe.method.adds_adapter and given == _LORA_RATE:
@@ -109,7 +113,9 @@ def _rate(recipe: Recipe, facts: Facts) -> Iterator[str]:
 
 
 def _capacity(recipe: Recipe, facts: Facts) -> Iterator[str]:
-    if not facts.trained or not recipe.method.adds_adapter:
+    # what an online stage will learn from is not known yet, and it does not learn the data's answers by heart
+    # and a head reads one number of a whole text, whose tokens are not counted
+    if not facts.trained or not recipe.method.adds_adapter or recipe.stage.online or recipe.stage.head is not None:
         return
     rank = int(dict(recipe.method).get("rank") or 0)
     weights = facts.trained / max(1, facts.trained_tokens)
@@ -129,7 +135,8 @@ def _length(recipe: Recipe, facts: Facts) -> Iterator[str]:
     schedule = recipe.schedule
     epochs = facts.steps * schedule.batch_size / max(1, facts.examples)
     watched = recipe.data.validation or recipe.data.validation_share
-    if epochs >= _MOST_EPOCHS and recipe.model.scratch is None and not (watched and recipe.evaluation.patience):
+    rereads = recipe.model.scratch is None and not recipe.stage.online
+    if epochs >= _MOST_EPOCHS and rereads and not (watched and recipe.evaluation.patience):
         yield (
             f"{epochs:.0f} passes over {facts.examples:,} examples learn them by heart: hold some out "
             "(data.validation_share: 0.05) and stop in time (evaluation.patience: 3)"

@@ -54,24 +54,34 @@ class Estimate:
     trained: int
     memory: Memory
     work: Work | None
-    largest: int
-    """Tokens of the largest pass that was seen."""
+    passes: Passes
+    """Those that were seen."""
 
 
 def estimate(outline: Outline, plan: Plan, prepared: Prepared, machine: Machine, *, exact: bool) -> Estimate:
     """Return what *plan* costs; where not *exact*, a generous bound will do if it fits that plainly."""
     parameters, trained = outline.counts
-    passes = look_at_passes(plan, prepared)
+    passes = _seen_passes(outline, plan, prepared)
     largest = len(passes.largest.tokens)
     if not exact:
         memory = bound_memory(outline, plan, prepared, machine, passes)
         if memory.available and memory.share < _PLAINLY:
-            return Estimate(parameters=parameters, trained=trained, memory=memory, work=None, largest=largest)
+            return Estimate(parameters=parameters, trained=trained, memory=memory, work=None, passes=passes)
     trace = _trace(outline, plan, passes)
     memory = count_memory(outline, plan, prepared, machine, passes, trace)
     scale = passes.tokens_fed / max(1, largest)
     work = Work(operations=trace.operations * scale, tokens_fed=passes.tokens_fed, passes=passes.most)
-    return Estimate(parameters=parameters, trained=trained, memory=memory, work=work, largest=largest)
+    return Estimate(parameters=parameters, trained=trained, memory=memory, work=work, passes=passes)
+
+
+def _seen_passes(outline: Outline, plan: Plan, prepared: Prepared) -> Passes:
+    """Return the passes of *plan*; packs are built once for all variants that make the same."""
+    schedule = plan.recipe.schedule
+    key = (plan.layout, plan.tokens_per_pass, plan.processes, plan.steps, schedule.batch_size, plan.recipe.seed)
+    if key not in outline.passes:
+        outline.passes[key] = look_at_passes(plan, prepared)
+    found: Passes = outline.passes[key]
+    return found
 
 
 def _trace(outline: Outline, plan: Plan, passes: Passes) -> Any:
@@ -101,7 +111,10 @@ def _trace(outline: Outline, plan: Plan, passes: Passes) -> Any:
     )
 
     def trace(pack: Pack, settings: PassSettings) -> Any:
-        return trace_pass(outline.model, outline.base, outline.tracer, pack, settings)
+        key = (settings, pack.width, *(each.tobytes() for each in (pack.tokens, pack.reach, pack.source)))
+        if key not in outline.traces:
+            outline.traces[key] = trace_pass(outline.model, outline.base, outline.tracer, pack, settings)
+        return outline.traces[key]
 
     try:
         largest = trace(passes.largest, settings)
@@ -119,7 +132,7 @@ def _trace_check(outline: Outline, plan: Plan, passes: Passes, trace: Callable[.
     """Return what engine/check.py holds: it switches checkpoints off, and takes gradients for itself."""
     from tunesmith.engine.dense_decoder import fits
 
-    alone = replace(settings, training=False, several=False, frees_gradients=False, linear=False)
+    alone = replace(settings, training=False, several=False, frees_gradients=True, linear=False)
     attention = 0
     if plan.layout not in ROWS and plan.attention[0] != "dense":
         found = trace(passes.compared, replace(alone, reference=True, by_input=True))
@@ -140,7 +153,7 @@ def fit_tokens(outline: Outline, plan: Plan, prepared: Prepared, machine: Machin
     there = bytes_text(machine.memory_bytes)
     chosen, why = plan, plan.why["tokens_per_pass"]
     # where the weights alone are too many no budget helps, and one that no pass reaches changes nothing
-    largest = found.largest if weights_share(found.memory) <= 1 else 0
+    largest = len(found.passes.largest.tokens) if weights_share(found.memory) <= 1 else 0
     budgets = [tokens for tokens in _BUDGETS if tokens < min(largest, plan.tokens_per_pass)]
     at_first = found.memory
     for tokens in budgets:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
 from tunesmith.models.load import Place, model_from
-from tunesmith.models.peft_warnings import quiet_peft
 from tunesmith.models.quantization import QUANTIZATIONS, Quantization
 from tunesmith.models.quantized_base import TrainedOn
+from tunesmith.run.probes import predictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,37 +44,16 @@ def quantized(model: Any, quantization: Quantization, beside: Path) -> Any:
 
 
 def quantized_drift(
-    before: Contestant,
-    now: Contestant,
-    prompts: Sequence[list[int]],
-    continuations: Sequence[list[int]],
-    *,
-    after: str = "",
+    before: Contestant, now: Contestant, prompts: Sequence[list[int]], continuations: Sequence[list[int]]
 ) -> str:
-    """Return a sentence on how *now* differs from *before* over the *continuations* that *before* wrote.
-
-    *after* names the quantization between them; empty, *before* is the run on its quantized base, *now* that on the
-    original one.
-    """
+    """Return a sentence on how *now*, on unquantized weights, differs from *before* over what that wrote."""
     same = total = 0
     change = 0.0
     for prompt, written in zip(prompts, continuations, strict=True):
-        first, second = (_predictions(each.model, prompt, written) for each in (before, now))
+        first, second = (predictions(each.model, prompt, written) for each in (before, now))
         same += int((first.argmax(-1) == second.argmax(-1)).sum())
         at = first.new_tensor(written).long()[:, None]
         change += float((first.gather(1, at) - second.gather(1, at)).abs().sum())
         total += len(written)
     figures = f"{same} of {total} likeliest tokens are the same, log-probabilities move by {change / max(1, total):.3f}"
-    if after:
-        return f"the weights were rounded to {after}: {figures}"
     return f"this run trained on quantized weights, and is written on unquantized ones: {figures}"
-
-
-def _predictions(model: Any, prompt: list[int], written: list[int]) -> Any:
-    """Return the log-probabilities ``[written, vocabulary]`` with which *model* goes on after *prompt*."""
-    import torch
-
-    tokens = torch.tensor([[*prompt, *written]], device=model.device)
-    with torch.no_grad(), quiet_peft():
-        logits = model.eval()(input_ids=tokens).logits[0, -len(written) - 1 : -1]
-    return logits.float().log_softmax(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
@@ -12,24 +13,30 @@ from tunesmith.core.registry import is_missing
 from tunesmith.engine.memory import LEVERS
 from tunesmith.models.quantized_base import settled_quantization
 from tunesmith.recipe.read import recipe_from_values
-from tunesmith.run.need import bytes_text
-from tunesmith.run.outline import Outline
+from tunesmith.run.need import CLOSE, bytes_text, weights_share
+from tunesmith.run.plan import make_plan
 from tunesmith.run.prepare import open_data, prepare
 from tunesmith.run.settle import Settled, make_outline, settle_prepared
 from tunesmith.run.start import load_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedConfig
 
     from tunesmith.recipe.schema import Recipe
     from tunesmith.run.machine import Machine
-    from tunesmith.run.plan import Plan
+    from tunesmith.run.outline import Outline
     from tunesmith.run.prepared import Prepared
-    from tunesmith.run.speed import Speed
+    from tunesmith.run.speed import SpeedOf
 
 Values = dict[str, Any]
+# of a recipe's settings: what neither shows in the model without weights nor in what is traced of it
+_OUTSIDE_THE_MODEL: Any = {
+    "optimizer": True,
+    "engine": {"tokens_per_pass", "optimizer_in_backward"},
+    "schedule": {"max_gradient_norm"},
+}
 
 
 @dataclass(frozen=True)
@@ -80,27 +87,77 @@ class Fitter:
     machine: Machine
     prepared: Prepared
     config: PreTrainedConfig
-    speed: Callable[[Machine, Plan, Outline], Speed] | None = None
+    speed: SpeedOf | None = None
+    outlines: dict[str, tuple[PreTrainedConfig, Outline | str]] = field(default_factory=dict)
+    """Models without weights, and what was seen of them: those variants share one whose models are the same."""
 
     def settle(self, recipe: Recipe) -> Settled:
         """Return what *recipe*, a variant, settles to."""
-        config = copy.deepcopy(self.config)  # building a model writes into it
-        outline = make_outline(recipe, config, self.machine)
+        config, outline = self._outline(recipe)
         return settle_prepared(recipe, self.machine, self.prepared, config, outline, self.speed)
 
-    def offers(self, settled: Settled) -> list[Offer]:
+    def _outline(self, recipe: Recipe) -> tuple[PreTrainedConfig, Outline | str]:
+        key = recipe.model_dump_json(exclude=_OUTSIDE_THE_MODEL)
+        if key not in self.outlines:
+            config = copy.deepcopy(self.config)  # building a model writes into it
+            self.outlines[key] = config, make_outline(recipe, config, self.machine)
+        return self.outlines[key]
+
+    def offers(self, settled: Settled, levers: Iterable[Lever] | None = None) -> list[Offer]:
         """Return what would make *settled* smaller, cheapest first; levers that save nothing are left out."""
         before = settled.plan.memory
         found = []
-        for lever in _levers(settled):
+        for lever in _levers(settled) if levers is None else levers:
             # compared at the same number of tokens a pass, whatever room a lever makes for more
             equal = _set(_values(settled.plan.recipe), "engine.tokens_per_pass", settled.plan.tokens_per_pass)
             changed = _apply(equal, lever)
             after = self._memory(changed)
             if before is not None and after is not None and after.tensors < 0.99 * before.tensors:
                 found.append(Offer(lever, before.total - after.total, after.verdict in ("fits", "unknown")))
-        # what learns the same comes before what does not; then time, then bytes
-        return sorted(found, key=lambda o: (bool(o.lever.note), not o.enough, o.lever.time, -o.saves))
+        return sorted(found, key=_price)
+
+    def cheapest(self, settled: Settled, stated: set[str]) -> Lever | None:
+        """Return the lever of the first of :meth:`offers` that changes nothing *stated*; fewer are tried for it.
+
+        Where weights and optimizer alone are too many, no other lever can be enough: then it is the first of those that
+        make them fewer, for which no pass need be traced.
+        """
+        levers = [each for each in _levers(settled) if not any(path in stated for path, _ in each.changes)]
+        levers.sort(key=lambda each: (bool(each.note), each.time))
+        memory = settled.plan.memory
+        assert memory is not None
+        if weights_share(memory) > 1 and (lever := self._least_weights(settled, levers)):
+            return lever
+        for _, group in groupby(levers, key=lambda each: bool(each.note)):
+            found: list[Offer] = []
+            for lever in group:
+                if any(offer.enough and offer.lever.time < lever.time for offer in found):
+                    break
+                found += self.offers(settled, [lever])
+            if found:
+                return min(found, key=_price).lever
+        return None
+
+    def _least_weights(self, settled: Settled, levers: list[Lever]) -> Lever | None:
+        """Return the first of *levers* after which weights and optimizer fit, else of those that make them fewer."""
+        values = _values(settled.plan.recipe)
+        smaller: list[tuple[bool, bool, float, int, Lever]] = []
+        before, most = self._weights(values), CLOSE * self.machine.memory_bytes
+        for lever in levers:
+            after = self._weights(_apply(values, lever))
+            if before is not None and after is not None and after < 0.99 * before:
+                smaller.append((bool(lever.note), after > most, lever.time, after, lever))
+        return min(smaller, key=lambda each: each[:4])[-1] if smaller else None
+
+    def _weights(self, values: Values) -> int | None:
+        """Return the bytes of weights and optimizer; None where that cannot be, or is not known."""
+        try:
+            recipe = recipe_from_values(values)
+            _, outline = self._outline(recipe)
+            plan = make_plan(recipe, self.machine, len(self.prepared.train.examples), validated=False)
+        except UserError:
+            return None
+        return None if isinstance(outline, str) else sum(outline.static(plan).values())
 
     def _memory(self, values: Values) -> Any:
         try:
@@ -109,9 +166,12 @@ class Fitter:
             return None
 
 
-def fit(
-    recipe: Recipe, machine: Machine, speed: Callable[[Machine, Plan, Outline], Speed], listener: Listener = ignore
-) -> Fitted:
+def _price(offer: Offer) -> tuple[bool, bool, float, int]:
+    """Return what offers are sorted by: what learns the same comes before what does not; then time, then bytes."""
+    return bool(offer.lever.note), not offer.enough, offer.lever.time, -offer.saves
+
+
+def fit(recipe: Recipe, machine: Machine, speed: SpeedOf, listener: Listener = ignore) -> Fitted:
     """Return *recipe* changed until it fits *machine*; raise :class:`UserError` where nothing is enough.
 
     What the recipe states stays as it is; the cheapest levers come first, and none that turns out not to be needed.
@@ -126,15 +186,14 @@ def fit(
         raise UserError(f"--fit: {settled.plan.why['memory']}")
     pulled: list[Lever] = []
     while not _good(settled):
-        usable = [o for o in fitter.offers(settled) if not any(path in stated for path, _ in o.lever.changes)]
-        if not usable:
+        lever = fitter.cheapest(settled, stated)
+        if lever is None:
             memory = settled.plan.memory
             need, there = bytes_text(memory.total if memory else 0), bytes_text(machine.memory_bytes)
             raise UserError(
                 f"--fit: {need} is the least that this recipe can be brought to, of {there}. "
                 "Take a smaller model, lower data.max_tokens, or leave settings out that the recipe states"
             )
-        lever = usable[0].lever
         pulled.append(lever)
         values = _apply(values, lever)
         settled = fitter.settle(recipe_from_values(values))

@@ -26,10 +26,13 @@ _WRITTEN = (
     "recipe.yaml",
     "plan.json",
     "data.json",
+    "reference.json",
     "manifest.json",
     "events.jsonl",
     "metrics.jsonl",
     "evaluation.json",
+    "verification.json",
+    "samples",
     "report.html",
     "checkpoints",
     "weights",
@@ -101,6 +104,11 @@ class RunFolder:
         return self.path / "weights"
 
     @property
+    def samples(self) -> Path:
+        """Answers that an online stage learnt from, some of every few steps."""
+        return self.path / "samples" / "rollouts.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints are."""
         return self.path / "checkpoints"
@@ -120,6 +128,9 @@ class RunFolder:
 
     def record(self, event: Event) -> None:
         """Append *event* to the run's log; measurements go to ``metrics.jsonl``, the rest to ``events.jsonl``."""
+        if event["kind"] == "samples":
+            self._keep_samples(event)
+            return
         measured = event["kind"] in _MEASURED
         line = event if measured else {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **event}
         with (self.path / ("metrics.jsonl" if measured else "events.jsonl")).open("a", encoding="utf-8") as log:
@@ -130,3 +141,13 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         kept = [m for m in read_jsonl(path) if m["step"] <= step]
         write_text(path, "".join(json.dumps(m, ensure_ascii=False) + "\n" for m in kept))
+        if self.samples.exists():
+            rows = [row for row in read_jsonl(self.samples) if row["step"] <= step]
+            write_text(self.samples, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _keep_samples(self, event: Event) -> None:
+        """Append the answers in *event*, one a line."""
+        self.samples.parent.mkdir(exist_ok=True)
+        with self.samples.open("a", encoding="utf-8") as log:
+            for row in event["rows"]:
+                log.write(json.dumps({"step": event["step"], **row}, ensure_ascii=False) + "\n")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tunesmith.core.settings import KEPT_KERNELS
+
 if TYPE_CHECKING:
     from tunesmith.run.machine import Machine
     from tunesmith.run.outline import Outline
@@ -18,11 +20,14 @@ MIB = 2**20
 # what a process holds beside its tensors, measured by bench/memory_table.py (docs/memory.md): Python and the libraries
 # once imported and used; on CUDA our judgement of the context and its kernels
 _LIBRARIES = {"cpu": 330 * MIB, "mps": 700 * MIB, "cuda": 600 * MIB}
+# what those take besides at their first training step on a CPU: pools of threads, buffers of products, Arrow
+_IN_USE = 110 * MIB
 # allocators cannot use all of what they hold: share of the tensors' peak
-_FRAGMENTS = {"cpu": 0.03, "mps": 0.05, "cuda": 0.04}
-# the CPU's library keeps a kernel, with its buffers, for each shape of a bfloat16 product: seen between 200 and 360 MiB
-_KERNELS = {"bfloat16": 260 * MIB}
-_OVERHEAD = ("fragments", "kernels", "libraries")
+_FRAGMENTS = {"cpu": 0.05, "mps": 0.05, "cuda": 0.04}
+# the CPU's library keeps a kernel for each shape of a bfloat16 product (oneDNN's cache of primitives, before it
+# torch's): what malloc counts after a hundred shapes, and how many the two hold
+_KERNEL_BYTES, _MOST_KERNELS = 0.54 * MIB, 2 * KEPT_KERNELS
+_OVERHEAD = ("fragments", "kernels", "libraries", "libraries at work")
 # fits plainly below, does not fit above; between the two nobody should promise anything
 CLOSE, TOO_MUCH = 0.9, 1.1
 # the self-check before the first step takes examples of at most so many tokens (engine/check.py)
@@ -91,7 +96,7 @@ def count_memory(
     moments = {
         f"a pass, {phase}": {**static, **during},
         "the check before the first step": {**weights, "logits": _check_bytes(outline, prepared)},
-        **{f"{name} before the first step": {**weights, **parts} for name, parts in _check_parts(outline).items()},
+        **_check_moments(outline, weights),
         "a checkpoint being written": {**static, "copy of the optimizer": static["optimizer"]},
     }
     if passes.following and not passes.follows:
@@ -101,7 +106,13 @@ def count_memory(
     if plan.processes > 1:
         moments[f"a pass, {phase}"]["gradients of all processes"] = static["weights that train"]
     moment = max(moments, key=lambda name: sum(moments[name].values()))
-    return _with_overhead(moments[moment], moment, machine, plan, at_most=False)
+    return _with_overhead(moments[moment], moment, machine, plan, kernels=_count_kernels(passes, trace))
+
+
+def _count_kernels(passes: Passes, trace: Any) -> float:
+    """Return for how many shapes of products there will be a kernel."""
+    # before the first step two packs more, and sequences one by one, of which no gradient is taken
+    return float(trace.products * (passes.sizes + 2 + passes.alone / 3))
 
 
 def _on_device(trace: Any, outline: Outline, plan: Plan, passes: Passes) -> Any:
@@ -125,24 +136,32 @@ def _on_device(trace: Any, outline: Outline, plan: Plan, passes: Passes) -> Any:
     return replace(trace, peaks=peaks)
 
 
-def _check_parts(outline: Outline) -> dict[str, dict[str, int]]:
-    """Return what is there beside the weights while engine/check.py compares attention, and then gradients."""
+def _check_moments(outline: Outline, weights: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Return what is there while engine/check.py compares attention, and then gradients."""
     check = outline.check
     if check is None:  # a pass plainly needs more
         return {}
-    flat = 4 * outline.counts[1] if check.twice else 0
+    # those of our own layers are kept until those of transformers' have been compared, one at a time
+    gradients = weights["weights that train"] if check.twice else 0
     return {
-        "the check of attention": {"activations": check.attention},
-        "the check of gradients": {"activations": check.gradients, "gradients": flat},
-        "the comparison of gradients": {"gradients": 3 * flat},
+        "the check of attention before the first step": {**weights, "activations": check.attention},
+        "the check of gradients before the first step": {
+            **weights,
+            "activations": check.gradients,
+            "gradients": gradients,
+        },
     }
 
 
-def _with_overhead(parts: dict[str, int], moment: str, machine: Machine, plan: Plan, *, at_most: bool) -> Memory:
+def _with_overhead(
+    parts: dict[str, int], moment: str, machine: Machine, plan: Plan, *, kernels: float, at_most: bool = False
+) -> Memory:
     parts = {name: int(size) for name, size in parts.items() if size}
     parts["fragments"] = round(_FRAGMENTS[machine.device] * sum(parts.values()))
-    if machine.device == "cpu" and plan.precision in _KERNELS:
-        parts["kernels"] = _KERNELS[plan.precision]
+    if machine.device == "cpu" and plan.precision == "bfloat16":
+        parts["kernels"] = round(min(kernels, _MOST_KERNELS) * _KERNEL_BYTES)
+    if machine.device == "cpu":
+        parts["libraries at work"] = _IN_USE
     parts["libraries"] = _LIBRARIES[machine.device]
     total = sum(parts.values())
     return Memory(parts=parts, moment=moment, total=total, available=machine.memory_bytes, at_most=at_most)
@@ -179,7 +198,7 @@ def bound_memory(outline: Outline, plan: Plan, prepared: Prepared, machine: Mach
         "unpacked weights": unpacked,
         "logits": _check_bytes(outline, prepared),
     }
-    return _with_overhead(parts, "a bound on all of them", machine, plan, at_most=True)
+    return _with_overhead(parts, "a bound on all of them", machine, plan, kernels=_MOST_KERNELS, at_most=True)
 
 
 def scaled_share(memory: Memory, tokens: float) -> float:
@@ -190,7 +209,7 @@ def scaled_share(memory: Memory, tokens: float) -> float:
 
 def weights_share(memory: Memory) -> float:
     """Return what is there whatever a pass holds, as a share of the memory."""
-    names = ("weights, frozen", "weights that train", "optimizer")
+    names = ("teacher", "weights, frozen", "weights that train", "optimizer")
     return sum(memory.parts.get(name, 0) for name in names) / memory.available
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UserError
+from tunesmith.models.heads import put_head
 from tunesmith.run.continuing import apply_method
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Check:
     attention: int
     """While a backend's gradients are compared with the reference's."""
     gradients: int
-    """While every weight's gradient is computed."""
+    """While every weight's gradient is computed, looked at, and let go."""
     twice: bool
     """Whether they are computed by our own layers too, and compared."""
 
@@ -60,6 +61,8 @@ class Outline:
         base.config.use_cache = False
         self.untouched = sum(p.numel() for p in base.parameters())
         self.packed = pack_linears(base, recipe.model)
+        if recipe.stage.head is not None:
+            base = put_head(base, recipe.stage.head)
         state = torch.get_rng_state()
         try:
             with torch.device("meta"):
@@ -73,6 +76,10 @@ class Outline:
         """What traces passes, once its weights have been replaced by phantoms."""
         self.check: Check | None = None
         """What the checks were seen to take: the same for every budget of tokens."""
+        self.traces: dict[Any, Any] = {}
+        """What passes were seen to take, by pack and settings …"""
+        self.passes: dict[Any, Any] = {}
+        """… and which passes the one set of data gives that this is asked about, by what the plan says of them."""
 
     @cached_property
     def counts(self) -> tuple[int, int]:
@@ -90,6 +97,20 @@ class Outline:
         bits = 8 * sum(m.weight.numel() * m.bytes_per_weight for m in layers) / max(1, count)
         return count / max(1, self.untouched), bits
 
+    @cached_property
+    def teacher_weights(self) -> int:
+        """Parameters of a model that stays beside the one that trains."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from tunesmith.models.load import find_model
+
+        if (name := self.recipe.stage.teacher_model()) is None:
+            return 0
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(find_model(name, weights=False).base))
+        return sum(p.numel() for p in model.parameters())
+
     def weight_types(self, plan: Plan) -> Any:
         """Return a function from a parameter to the type its numbers are kept in, as ``train`` makes them."""
         import torch
@@ -100,6 +121,8 @@ class Outline:
 
     def static(self, plan: Plan) -> dict[str, int]:
         """Return the bytes of weights and optimizer that are there all the time."""
+        import torch
+
         dtype_of = self.weight_types(plan)
         frozen = trained = 0
         for module in self.model.modules():
@@ -109,11 +132,13 @@ class Outline:
         # modules that share a weight (tied embeddings) share its memory
         shared = _tied_bytes(self.model, dtype_of)
         frozen, trained = frozen - shared[0], trained - shared[1]
+        teacher = self.teacher_weights * getattr(torch, plan.precision).itemsize
         shapes = [tuple(p.shape) for p in self.model.parameters() if p.requires_grad]
         return {
+            **({"teacher": teacher} if teacher else {}),
             "weights, frozen": frozen,
             "weights that train": trained,
-            "optimizer": round(self.recipe.optimizer.state_bytes(shapes)),
+            "optimizer": round(plan.recipe.optimizer.state_bytes(shapes)),
         }
 
 

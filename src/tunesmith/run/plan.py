@@ -86,7 +86,7 @@ def make_plan(
     rate = schedule.learning_rate
     if rate is None:
         rate, why["learning_rate"] = usual_rate(recipe, parameters)
-    per_epoch = math.ceil(examples / schedule.batch_size)
+    per_epoch = math.ceil(examples / schedule.batch_size) * recipe.stage.steps_per_batch
     steps = schedule.steps or max(1, round(schedule.epochs * per_epoch))
     if schedule.steps is None:
         why["steps"] = (
@@ -184,6 +184,7 @@ def _check_machine(recipe: Recipe, machine: Machine) -> None:
     problems += _attention_problems(recipe, machine)
     problems += recipe.method.check_machine(machine.device)
     problems += recipe.optimizer.check_machine(machine.device)
+    problems += recipe.stage.check_processes(machine.processes)
     problems += check_device(recipe.model, machine.device)
     if recipe.engine.activation_offload and machine.device != "cuda":
         why = f"activations of {machine.device} are in the CPU's memory already"

@@ -10,21 +10,21 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.files import write_text
 from tunesmith.core.settings import process_settings
 from tunesmith.recipe.document import write_values
-from tunesmith.run.cards import Card, find_card, read_size
+from tunesmith.run.cards import Card, Size, find_card, nameless_card, read_size
 from tunesmith.run.fit import Fitter, advice
 from tunesmith.run.fit import fit as fit_to
 from tunesmith.run.machine import Machine
+from tunesmith.run.need import bytes_text
+from tunesmith.run.probe import probe_speed
 from tunesmith.run.settle import Settled, settle
-from tunesmith.run.speed import Speed, assumed_speed, probe_speed, quick_speed
+from tunesmith.run.speed import assumed_speed, quick_speed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tunesmith.recipe.schema import Recipe
     from tunesmith.run.fit import Fitted
-    from tunesmith.run.outline import Outline
-    from tunesmith.run.plan import Plan
+    from tunesmith.run.speed import SpeedOf
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,14 @@ def check_options(*, card: str | None, fit: str | None, probe: bool, output: Pat
 def plan_for(recipe: Recipe, *, card: str | None = None, fit: str | None = None, probe: bool = False) -> Planned:
     """Return the plan of *recipe* for this machine or the one that is named; raise for all that cannot work."""
     if fit is not None:
-        machine, speed = _machine(recipe, read_size(fit))
+        wanted = read_size(fit)
+        if isinstance(wanted, Size):
+            recipe, machine, speed, assumed = _sized(recipe, wanted)
+        else:
+            (machine, speed), assumed = _machine(recipe, wanted), ""
         fitted = fit_to(recipe, machine, speed)
+        if assumed:
+            fitted = replace(fitted, why=(f"{fit}: {assumed}", *fitted.why))
         return Planned(fitted.settled, fitted=fitted)
     machine, speed = _machine(recipe, find_card(card) if card is not None else None)
     if probe:
@@ -85,18 +91,33 @@ def plan_for(recipe: Recipe, *, card: str | None = None, fit: str | None = None,
     return Planned(settled, tuple(advice(offers)))
 
 
-def _machine(recipe: Recipe, wanted: Card | int | None) -> tuple[Machine, Callable[[Machine, Plan, Outline], Speed]]:
+def _machine(recipe: Recipe, wanted: Card | None) -> tuple[Machine, SpeedOf]:
     """Return the machine to plan for, and how to say how fast it is."""
     here = Machine.probe(recipe.engine.device, process_settings().world_size)
-    if isinstance(wanted, Card):
-        # whether torch is there decides what can be counted, not where the run will be
-        return replace(wanted.machine(here.processes), has_torch=here.has_torch), partial(_of_card, wanted)
-    return (here if wanted is None else replace(here, memory_bytes=wanted)), _here
+    if wanted is None:
+        return here, quick_speed
+    # whether torch is there decides what can be counted, not where the run will be
+    return replace(wanted.machine(here.processes), has_torch=here.has_torch), partial(assumed_speed, wanted)
 
 
-def _of_card(card: Card, machine: Machine, plan: Plan, outline: Outline) -> Speed:  # noqa: ARG001
-    return assumed_speed(card)
+def _sized(recipe: Recipe, wanted: Size) -> tuple[Recipe, Machine, SpeedOf, str]:
+    """Return *recipe* for a memory of the *wanted* size, machine and speed as :func:`_machine`, and what was assumed.
 
-
-def _here(machine: Machine, plan: Plan, outline: Outline) -> Speed:  # noqa: ARG001
-    return quick_speed(machine, plan)
+    A size alone is that of a GPU, for that is what people count memory of; where none is here, of a CUDA card.
+    """
+    device = recipe.engine.device
+    if wanted.of_cpu and device not in ("auto", "cpu"):
+        raise UserError(f"--fit: ram is the processor's, but the recipe says engine.device: {device}; leave one out")
+    if wanted.of_cpu:  # said in the fitted recipe too: a GPU that is here would be taken otherwise
+        recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"device": "cpu"})})
+    machine, speed = _machine(recipe, None)
+    if wanted.memory_bytes is None:
+        return recipe, machine, speed, f"{bytes_text(machine.memory_bytes)}, all that this machine has"
+    if machine.device == "cpu" and recipe.engine.device != "cpu":
+        card = nameless_card(wanted.memory_bytes)
+        assumed = (
+            "taken as the memory of a CUDA card, though none is here; write it with the word ram for a processor's"
+        )
+        return recipe, *_machine(recipe, card), assumed
+    whose = "the processor's" if machine.device == "cpu" else f"that of this machine's {machine.device} device"
+    return recipe, replace(machine, memory_bytes=wanted.memory_bytes), speed, f"taken as {whose}"

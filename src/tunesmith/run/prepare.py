@@ -46,7 +46,7 @@ class ReadData:
         for conversation in self.train_conversations:
             if conversation.text is not None:
                 yield conversation.text
-            for message in conversation.messages:
+            for message in (*conversation.messages, *conversation.rejected):
                 yield message.content
 
 

@@ -24,6 +24,7 @@ from tunesmith.recipe.schema import Recipe
 from tunesmith.run.catalogue import REGISTRIES, default_text
 from tunesmith.run.defaults import method_rate
 from tunesmith.run.importing_page import importing_page
+from tunesmith.run.verse_rules_page import verse_rules_page
 from tunesmith.templates.library import read_template, template_names
 
 _GENERATED = "<!-- written by `python -m tunesmith.run.reference docs/reference`; change the code, not this page -->"
@@ -49,6 +50,18 @@ _PLUGINS = {
         "A score gives an answer a number from 0 to 1, by comparison with the answer in the data.",
         "evaluation: {{scores: [{example}]}}",
     ),
+    "constraints": (
+        "Constraints",
+        "A constraint says at every step what may be written next: the answer has its form, whatever the model.",
+        "evaluation: {{generation: {{constraint: {example}}}}}",
+    ),
+    "cleaners": (
+        "Cleaning steps for verse",
+        "A cleaner is one step of `tunesmith verse clean`: it changes poems, or drops them, and tells what it did. "
+        "`--steps` names them in their order, `--set` changes a setting, such as `--set lost.action=drop`. Programs "
+        "get one from `tunesmith.data.cleaning.CLEANERS`, by its name or as it is written here.",
+        "{example}",
+    ),
 }
 
 _DIALOGUE = [
@@ -70,7 +83,7 @@ _BOUNDS: Mapping[type, str] = {
 def reference_pages() -> dict[str, str]:
     """Return file name -> text of every page."""
     pages = {"settings": _settings_page(), "templates": _templates_page(), "commands": _commands_page()}
-    pages["importing"] = importing_page()
+    pages |= {"importing": importing_page(), "verse-rules": verse_rules_page()}
     pages |= {name: _plugins_page(name, REGISTRIES[name]) for name in _PLUGINS}
     return {f"{name}.md": f"{_GENERATED}\n\n{text.rstrip()}\n" for name, text in pages.items()}
 

@@ -16,6 +16,9 @@ from markupsafe import Markup
 from tunesmith.core.errors import UserError
 from tunesmith.core.files import read_jsonl, write_text
 from tunesmith.run.report_chart import Chart, draw_chart
+from tunesmith.run.report_marks import mark_answer
+from tunesmith.run.report_parity import parity_remarks
+from tunesmith.run.report_rollouts import REWARD, alarm_remarks, view_reward, view_rollouts
 from tunesmith.run.report_view import (
     Text,
     data_cards,
@@ -37,7 +40,7 @@ SERIES = {
     "gradient_norm": Text("gradient norm", "梯度范数"),
     "tokens_per_second": Text("tokens per second", "每秒词元数"),
 }
-UNCHARTED = {"kind", "step", "epoch", "loss", "seconds", "tokens", "tokens_fed", "trained_tokens"}
+UNCHARTED = {"kind", "step", "epoch", "loss", "reward", "seconds", "tokens", "tokens_fed", "trained_tokens"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class RunRecord:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
     problems: list[Text]
 
 
@@ -67,10 +71,18 @@ def write_report(folder: Path) -> Path:
         run=run,
         name=folder.resolve().name,
         comparison=comparison,
-        headline=comparison.headline if comparison else view_training(run.steps, run.evaluations),
+        headline=comparison.headline
+        if comparison
+        else view_reward(run.steps, run.evaluations) or view_training(run.steps, run.evaluations),
         cards=[*training_cards(run.steps), *data_cards(run.data), *model_cards(run.manifest.get("model", {}))],
         ending=view_ending(run.events),
-        remarks=run.problems + view_remarks(run.steps, run.evaluations, run.plan),
+        remarks=[
+            *run.problems,
+            *parity_remarks(folder),
+            *alarm_remarks(run.events),
+            *view_remarks(run.steps, run.evaluations, run.plan),
+        ],
+        rollouts=view_rollouts(run.samples),
         charts=draw_charts(run),
         settings=explain_settings(run.plan),
         data_rows=view_data(run.data),
@@ -111,6 +123,7 @@ def read_run(folder: Path) -> RunRecord:
         steps=latest_by_step(metrics, "step"),
         evaluations=latest_by_step(metrics, "evaluation"),
         events=read_lines(folder / "events.jsonl", problems),
+        samples=read_lines(folder / "samples" / "rollouts.jsonl", problems),
         problems=problems,
     )
 
@@ -156,8 +169,14 @@ def draw_charts(run: RunRecord) -> list[tuple[str, Text, Chart]]:
     def series(key: str) -> list[tuple[float, float]]:
         return [(line["step"], line[key]) for line in run.steps if line.get(key) is not None]
 
-    validation = [(line["step"], line["loss"]) for line in run.evaluations if line.get("loss") is not None]
-    charts = [("loss", Text("loss", "损失"), draw_chart(series("loss"), validation, epoch_marks(run.steps)))]
+    def held_out(key: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[key]) for line in run.evaluations if line.get(key) is not None]
+
+    rewarded = any("reward" in line for line in run.steps)
+    marks = epoch_marks(run.steps)
+    charts = [("loss", Text("loss", "损失"), draw_chart(series("loss"), [] if rewarded else held_out("loss"), marks))]
+    if rewarded:  # the loss of such a stage says little; what it earned does
+        charts.insert(0, ("reward", REWARD, draw_chart(series("reward"), held_out("reward"), marks)))
     for key in dict.fromkeys([*SERIES, *(run.steps[-1] if run.steps else ())]):
         if key not in UNCHARTED:
             label = key.replace("_", " ")
@@ -212,7 +231,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["say"] = say
+    environment.globals |= {"say": say, "mark_answer": mark_answer}
     environment.filters |= {
         "show": show,
         "share": write_share,

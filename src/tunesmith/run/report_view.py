@@ -131,7 +131,10 @@ def basis(evaluation: Mapping[str, Any]) -> Text:
     if evaluation.get("loss"):
         en.append(f"Held-out loss: mean over {examples} examples.")
         zh.append(f"留出集损失：{examples} 个样本的平均。")
-    if evaluation.get("scores"):
+    if evaluation.get("scores") and not evaluation.get("rows"):
+        en.append(f"Scores: {examples} examples.")
+        zh.append(f"分数：{examples} 个样本。")
+    elif evaluation.get("scores"):
         en.append(f"Scores: {rows} answers; differences in points, ± their 95% margin (paired by answer).")
         zh.append(f"分数：{rows} 个回答；差值单位为百分点，± 为 95% 误差范围（按回答配对）。")
     return Text(" ".join(en), "".join(zh))
@@ -322,7 +325,8 @@ def view_remarks(
 
 def overfitting(evaluations: Sequence[Mapping[str, Any]]) -> list[Text]:
     """Say so when the validation loss ended more than 2% above its lowest value."""
-    losses = [(e["loss"], e["step"]) for e in evaluations if is_number(e.get("loss"))]
+    # where a reward is watched, the loss is its negative, which no share of it bounds
+    losses = [(e["loss"], e["step"]) for e in evaluations if is_number(e.get("loss")) and "reward" not in e]
     if not losses or losses[-1][0] <= 1.02 * min(losses)[0]:
         return []
     (lowest, step), (final, _) = min(losses), losses[-1]

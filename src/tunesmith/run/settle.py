@@ -9,9 +9,11 @@ from tunesmith.core.errors import RecipeError, UserError
 from tunesmith.core.events import Listener, ignore
 from tunesmith.core.settings import process_settings
 from tunesmith.engine.pack import build_packs
+from tunesmith.generation.constrained import check_constraint
 from tunesmith.models.quantized_base import check_loaded_config, quantization_in, settled_quantization
 from tunesmith.models.rope import is_dynamic
 from tunesmith.models.vocabulary import check_vocabulary
+from tunesmith.run.before_training import check_tokenizers, reference_notices
 from tunesmith.run.compiling import compiled_mark, measure_work, settle_compiling
 from tunesmith.run.defaults import Facts, seeds_of_failure
 from tunesmith.run.estimate import estimate, fit_tokens
@@ -19,16 +21,15 @@ from tunesmith.run.machine import Machine
 from tunesmith.run.outline import NoEstimateError, Outline
 from tunesmith.run.plan import Plan, make_plan
 from tunesmith.run.prepare import open_data, prepare
+from tunesmith.run.speed import Job
 from tunesmith.run.start import load_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PreTrainedConfig
 
     from tunesmith.recipe.schema import Recipe
     from tunesmith.run.prepared import Prepared
-    from tunesmith.run.speed import Speed
+    from tunesmith.run.speed import SpeedOf
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def settle(
     listener: Listener = ignore,
     *,
     machine: Machine | None = None,
-    speed: Callable[[Machine, Plan, Outline], Speed] | None = None,
+    speed: SpeedOf | None = None,
     shape_will_do: bool = False,
 ) -> Settled:
     """Settle *recipe* for this machine, or for *machine*; raise :class:`UserError` for all that cannot work.
@@ -62,7 +63,10 @@ def settle(
     data = open_data(recipe)
     start = load_start(recipe, data, shape_will_do=shape_will_do)
     config = start.config
-    if problems := list(check_loaded_config(recipe.model, recipe, config, machine.device)):
+    problems = list(check_loaded_config(recipe.model, recipe, config, machine.device))
+    problems += () if start.notice else check_tokenizers(recipe, start.tokenizer)
+    problems += check_constraint(recipe.evaluation.generation, start.tokenizer, "evaluation.generation.constraint")
+    if problems:
         raise RecipeError(problems)
     outline = make_outline(recipe, config, machine)
     prepared = start.tell(prepare(recipe, data, start.tokenizer, listener, own_files=not start.notice))
@@ -75,13 +79,15 @@ def settle_prepared(
     prepared: Prepared,
     config: PreTrainedConfig,
     outline: Outline | str,
-    speed: Callable[[Machine, Plan, Outline], Speed] | None,
+    speed: SpeedOf | None,
 ) -> Settled:
     """Settle *recipe*, whose data are made into examples already; *outline* is its model, or why there is none."""
     parameters = outline.counts[0] if isinstance(outline, Outline) else None
     validated = prepared.validation is not None
     plan = make_plan(recipe, machine, len(prepared.train.examples), validated=validated, parameters=parameters)
     notices = (*plan.notices, *prepared.notices, *recipe.method.notices(config), *_check_fit(config, prepared))
+    held_out = len(prepared.validation.examples) if prepared.validation is not None else 0
+    notices += tuple(reference_notices(plan, held_out))
     why = dict(plan.why)
     if prepared.remade_because:
         why["examples"] += f"; made anew by every run, because {prepared.remade_because}"
@@ -147,7 +153,7 @@ def _with_cost(
     prepared: Prepared,
     machine: Machine,
     outline: Outline,
-    speed: Callable[[Machine, Plan, Outline], Speed] | None,
+    speed: SpeedOf | None,
 ) -> Plan:
     """Return *plan* with what it needs, and with as many tokens a pass as fit."""
     parameters, trained = outline.counts
@@ -167,8 +173,8 @@ def _with_cost(
     memory, seconds = found.memory, None
     why = {**plan.why, "memory": memory.why(machine), "seconds": "`tunesmith plan` says"}
     if speed is not None and found.work is not None:
-        reached = speed(machine, plan, outline)
-        seconds = reached.seconds(found.work, plan.steps)
+        reached = speed(Job(machine, plan, outline, prepared, found))
+        seconds = reached.seconds(plan.steps)
         why["seconds"] = f"{reached.why}; may be off by a factor of {reached.factor:g}"
     notices = plan.notices
     if memory.verdict == "close":

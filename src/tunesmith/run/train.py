@@ -18,6 +18,7 @@ from tunesmith.models.load import find_model
 from tunesmith.models.quantized_base import count_weights
 from tunesmith.recipe.read import recipe_from_values
 from tunesmith.run.assemble import assemble_loop, assemble_model, compile_blocks
+from tunesmith.run.before_training import ask_reference
 from tunesmith.run.finish import finish
 from tunesmith.run.fit import refuse_too_large
 from tunesmith.run.folder import RunFolder
@@ -139,6 +140,8 @@ def _carry_out(settled: Settled, folder: RunFolder, listener: Listener, checkpoi
     emit({"kind": "notice", "text": "loading the model"})
     packed = assemble_model(settled, accelerator)
     layout, notices = choose_layout(packed, prepared.train.examples, plan.layout, accelerator)
+    settled = ask_reference(settled, packed, accelerator, folder, layout, emit)
+    prepared = settled.prepared
     notices += check_gradients(packed, recipe.stage, prepared.train.examples, layout, accelerator)
     eager = compile_blocks(settled, packed, layout, accelerator, emit) if plan.compile else None
     for text in (*notices, *filter(None, [eager])):

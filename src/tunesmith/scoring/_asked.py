@@ -100,7 +100,7 @@ def form_in(question: str) -> str:
         named = [name for name in _BRACKETED.findall(question) if name in tunes()]
         named = named or sorted((name for name in tunes() if name in question), key=len)
         if named:
-            return named[-1]
+            return str(named[-1])
     for name, words in _REGULATED.items():
         if re.search(words, question):
             return name

@@ -51,6 +51,11 @@ def free_arguments(template: str) -> set[str]:
     return find_arguments(rest) - fixed
 
 
+def settable_arguments(template: str) -> set[str]:
+    """Return the arguments of *template* that a request may give: free ones, and none that rendering gives."""
+    return free_arguments(template) - _GIVEN
+
+
 def find_arguments(template: str) -> set[str]:
     """Return the names that a template is given; raise :class:`UserError` where it is no template."""
     # transformers adds these two tags to Jinja; they name nothing

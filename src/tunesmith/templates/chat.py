@@ -243,14 +243,19 @@ class ChatTemplate:
         encoded = self.tokenizer(list(texts))["input_ids"]
         return [ids if ids[-1:] == end else [*ids, *end] for ids in encoded]
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
-        """Return what generation is given to go on with a dialogue."""
-        return self.prompts([Conversation((*messages, Message("assistant", "")), tools=tuple(tools))])[0]
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), arguments: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Return what generation is given to go on with a dialogue; *arguments* are the template's own."""
+        return self.prompts([Conversation((*messages, Message("assistant", "")), tools=tuple(tools))], arguments)[0]
 
-    def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+    def prompts(
+        self, conversations: Sequence[Conversation], arguments: Mapping[str, Any] | None = None
+    ) -> list[list[int]]:
         """Return what generation is given to write each conversation's last assistant turn again."""
         marked = self.encoder.mark(conversations)
-        return self.encode([self.render(each.prompt(), tools=each.tools, prompt=True) for each in marked])
+        texts = [self.render(each.prompt(), tools=each.tools, prompt=True, arguments=arguments) for each in marked]
+        return self.encode(texts)
 
     def sequences(
         self, conversations: Sequence[Conversation], learning: Learning = ALL_ANSWERS

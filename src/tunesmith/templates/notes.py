@@ -15,6 +15,7 @@ _NOTES = {
     "joined": "{} turns are several answers in a row, which the template writes as one",
     "placed": "the template does not write {} answers after its own generation prompt: they are learnt where it writes "
     "them, but generation begins otherwise",
+    "pairs": "{} rows are pairs: their chosen answers are learnt; stage: dpo learns the preference, too",
     "misspelt": "{} answers are not what their tokens stand for: the tokenizer changes a letter, or does not know it",
 }
 

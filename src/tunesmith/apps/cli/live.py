@@ -55,7 +55,8 @@ class LiveProgress:
         if event["kind"] == "begin":
             self.tasks["training"] = self._task("training", event["steps"], event["step"])
         elif event["kind"] == "step":
-            figures = f"loss {event['loss']:.3f}  {event['tokens_per_second']:,.0f} tokens/s"
+            said = f"reward {event['reward']:.3f}" if "reward" in event else f"loss {event['loss']:.3f}"
+            figures = f"{said}  {event['tokens_per_second']:,.0f} tokens/s"
             self.display.update(self.tasks["training"], completed=event["step"], figures=figures)
             return
         elif event["kind"] == "progress":

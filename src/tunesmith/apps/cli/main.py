@@ -12,10 +12,13 @@ import typer
 
 from tunesmith import __version__
 from tunesmith.apps.cli.adapter import adapter_app
+from tunesmith.apps.cli.exporting import upload, verify
 from tunesmith.apps.cli.import_ import import_, read_or_import
+from tunesmith.apps.cli.serve import keys_app, serve
 from tunesmith.apps.cli.verse import verse_app
 from tunesmith.core.errors import UserError
 from tunesmith.core.settings import prepare_process
+from tunesmith.generation.presets import PRESETS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +29,7 @@ app = typer.Typer(
 )
 
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(keys_app, name="keys")
 app.add_typer(verse_app, name="verse")
 
 RecipeFile = Annotated[
@@ -92,7 +96,11 @@ def plan(
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option(help="Change the recipe until it fits a memory, such as 24GB, or a card.", metavar="MEMORY"),
+        typer.Option(
+            help="Change the recipe until it fits: 24GB is a GPU of that size (this machine's kind, else CUDA), "
+            "'24GB ram' a processor's memory, ram all of this machine's; 4090 and the like are cards.",
+            metavar="MEMORY",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="File for the recipe that --fit makes.")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Time one block of the model, for a better guess.")] = False,
@@ -231,7 +239,9 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and end.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0, as where it is left out, takes the likeliest token.", min=0)
+    ] = None,
     device: DeviceName = Device.auto,
     adapter: Annotated[
         list[str] | None,
@@ -239,31 +249,41 @@ def chat(
             help="Adapter on this model; may be given several times: /adapter NAME switches.", metavar="NAME=PATH"
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Sample as for a kind of text: {', '.join(PRESETS)}; --temperature wins.", metavar="NAME"),
+    ] = None,
 ) -> None:
-    """Talk with a model."""
+    """Talk with a model: a run, a folder, a name on a hub, or an OpenAI-compatible address (URL#NAME)."""
     from tunesmith.apps.cli.talk import talk
-    from tunesmith.generation.settings import Generation
+    from tunesmith.run.chat import sampling
 
-    generation = Generation(max_new_tokens=max_new_tokens, temperature=temperature)
-    talk(model, prompt, system, generation, device, adapter or ())
+    talk(model, prompt, system, sampling(max_new_tokens, temperature, preset), device, adapter or ())
 
 
 @app.command()
 def export(
     run: Target,
-    to: Annotated[Path, typer.Option(help="New folder for the model.")],
+    to: Annotated[
+        Path, typer.Option(help="New folder for the model; FILE.gguf writes one file for llama.cpp, Ollama.")
+    ],
     dtype: Annotated[Precision, typer.Option(help="Type of the weights; auto keeps the base's.")] = Precision.auto,
     quantization: Annotated[
-        str | None, typer.Option(help="Write the weights in fewer bits: nf4, fp4, int8 or torchao; left out, in full.")
+        str | None,
+        typer.Option(
+            help="Write the weights in fewer bits: nf4, fp4, int8 or torchao; of a .gguf f32, f16, bf16 or q8_0; "
+            "left out, in full."
+        ),
     ] = None,
 ) -> None:
     """Merge a run into one model, and check that it answers alike."""
     from tunesmith.apps.cli import show
     from tunesmith.run.export import export as export_run
+    from tunesmith.run.export import writes_text
 
     with show.progress() as listener:
         written = export_run(run, to, dtype=dtype.value, quantization=quantization, listener=listener)
-    show.exported(written)
+    show.exported(written, writes_text=writes_text(written))
 
 
 @app.command()
@@ -305,6 +325,9 @@ def demo(
     show.demo(result)
 
 
+app.command()(verify)
+app.command()(upload)
+app.command()(serve)
 app.command(name="import", context_settings={"ignore_unknown_options": True})(import_)
 
 

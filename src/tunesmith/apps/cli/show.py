@@ -102,7 +102,13 @@ def event_text(event: Event) -> str:
     if kind == "begin":
         return f"training: {event['steps']} steps over {event['examples']} examples"
     if kind == "evaluation":
-        return f"step {event['step']}: validation loss {event['loss']:.4f}, perplexity {event['perplexity']:.2f}"
+        if "reward" in event:
+            return f"step {event['step']}: held-out reward {event['reward']:.4f}"
+        perplexity = f", perplexity {event['perplexity']:.2f}" if "perplexity" in event else ""
+        preferred = f", {event['rewards/accuracy']:.1%} preferred rightly" if "rewards/accuracy" in event else ""
+        return f"step {event['step']}: validation loss {event['loss']:.4f}{perplexity}{preferred}"
+    if kind == "alarm":
+        return f"alarm: {event['text']}"
     if kind == "recipe":
         return f"recipe {event['path']}"
     if kind == "end" and event["reason"] != "finished":
@@ -264,7 +270,10 @@ def outcome(result: Outcome) -> None:
     if found:
         _evaluation(out, found, rows=3)
     line(f"report: {path / 'report.html'}")
-    line(f"talk to it: {_program()} chat {quote(str(path))}")
+    if result.folder.recipe().stage.head is None:
+        line(f"talk to it: {_program()} chat {quote(str(path))}")
+    else:
+        line(f"it gives numbers, and writes no text; transformers loads {quote(str(result.folder.weights))}")
     line(f"one model for every tool: {_program()} export {quote(str(path))} --to {quote(f'models/{path.name}')}")
 
 
@@ -308,19 +317,36 @@ def _evaluation(out: Console, found: dict[str, Any], rows: int, more: str = "in 
     table = _table(f"{found['examples']} held out", *models)
     if found["loss"]:
         table.add_row("loss", *(_figure(found["loss"].get(m)) for m in models))
-        table.add_row("perplexity", *(_figure(found["perplexity"].get(m)) for m in models))
+        if found["perplexity"]:
+            table.add_row("perplexity", *(_figure(found["perplexity"].get(m)) for m in models))
     for name, values in found["scores"].items():
-        table.add_row(
-            f"{name.replace('_', ' ')} of {len(found['rows'])} answers", *(f"{values[m]:.1%}" for m in models)
-        )
+        # a model that gives numbers answers nothing: its scores are over all that was held out
+        basis = f" of {len(found['rows'])} answers" if found["rows"] else ""
+        table.add_row(f"{name.replace('_', ' ')}{basis}", *(f"{values[m]:.1%}" for m in models))
     out.print(table)
     out.print(Text(f"judged on {found['data']}", style="dim"))
 
 
-def exported(path: Path) -> None:
+def exported(path: Path, *, writes_text: bool) -> None:
     """Print where the model is and that it was checked."""
-    line(f"wrote {path}: its greedy answers equal the run's on all probes")
-    line(f"use it: {_program()} chat {quote(str(path))}   or give the folder to transformers, vLLM, …")
+    from tunesmith.run.export_papers import FILE as CERTIFICATE
+    from tunesmith.run.export_papers import vllm_command
+
+    if not writes_text:
+        line(f"wrote {path}: its numbers equal the run's on all probes; transformers loads it")
+        return
+    if path.suffix == ".gguf":
+        line(f"wrote {path}: read back by transformers, it was held against the run ({path.with_suffix('.json').name})")
+        modelfile = path.with_suffix(".Modelfile")
+        if modelfile.exists():
+            line(f"use it: ollama create NAME -f {quote(str(modelfile))}   or give the file to llama.cpp, LM Studio, …")
+        return
+    found = json.loads((path / CERTIFICATE).read_text("utf-8"))["parity"][0]
+    if found["kind"] == "quantized":
+        line(f"wrote {path}: what its fewer bits changed is in {CERTIFICATE}")
+    else:
+        line(f"wrote {path}: its greedy answers equal the run's on all probes")
+    line(f"use it: {_program()} chat {quote(str(path))}   or {vllm_command(path)}")
 
 
 def catalogue(found: dict[str, dict[str, str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.generation.vocabulary import Vocabulary
 
 _PACKAGE = "llguidance"
+_MOST_GRAMMARS = 64
 _MISSING = f"needs the package {_PACKAGE}; install it with: pip install {_PACKAGE}"
 
 
@@ -42,7 +43,8 @@ class AbstractGrammar(Constraint):
     ) -> Walk:
         """Return the walk that answers start from; raise :class:`UserError` for a grammar that there cannot be."""
         key = (self.type_name(), self.model_dump_json())
-        known = vocabulary.caches.get(key)
+        grammars: dict[tuple[str, str], Walk] = vocabulary.caches.setdefault("grammars", {})
+        known = grammars.get(key)
         if known is None:
             if is_missing(_PACKAGE):
                 raise UserError(f"constraint {self.type_name()} {_MISSING}")
@@ -55,8 +57,10 @@ class AbstractGrammar(Constraint):
             matcher = LLMatcher(_tokenizer(vocabulary), grammar, log_level=0)
             if matcher.is_error():
                 raise UserError(f"constraint {self.type_name()}: {_first_line(matcher.get_error())}")
-            known = vocabulary.caches[key] = _GrammarWalk(matcher, vocabulary)
-        return cast("Walk", known)
+            known = grammars[key] = _GrammarWalk(matcher, vocabulary)
+            while len(grammars) > _MOST_GRAMMARS:  # clients of a server send ever new ones
+                grammars.pop(next(iter(grammars)), None)
+        return known
 
 
 class _GrammarWalk(Walk):

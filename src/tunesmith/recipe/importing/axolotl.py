@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tunesmith.recipe.importing.translation import Translation
 
 _BASE = LLAMAFACTORY.arguments
-_STAGES = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "dpo", "simpo": "dpo"}
 
 _ARGUMENTS: Mapping[str, Argument] = {
     "base_model": same_as(_BASE, "model_name_or_path"),
@@ -208,7 +207,8 @@ def start(t: Translation) -> None:
     for name in ("bf16", "fp16", "torch_compile"):
         t.mean(name, str(t.value(name)).lower() in ("true", "full"), name)
     if t.said("rl"):
-        t.mean("stage", _STAGES.get(t.value("rl"), t.value("rl")), "rl")
+        why = "axolotl's preference and reward training is not translated"
+        t.refuse("rl", why, "set the stage in a recipe: dpo, kto, orpo, simpo or cpo", fatal=True)
     if t.value("cosine_min_lr_ratio"):
         t.mean("lr_scheduler_type", "cosine_with_min_lr", "cosine_min_lr_ratio")
         t.mean("lr_scheduler_kwargs", {"min_lr_rate": t.value("cosine_min_lr_ratio")}, "cosine_min_lr_ratio")

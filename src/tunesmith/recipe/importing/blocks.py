@@ -289,6 +289,6 @@ def evaluation(t: Translation) -> None:
         t.put(f"{path}.temperature", 0.0, "do_sample")
     elif t.said("temperature"):
         t.put(f"{path}.temperature", t.value("temperature"), "temperature")
-    for name in ("top_p", "max_new_tokens"):
+    for name in ("top_p", "top_k", "repetition_penalty", "max_new_tokens"):
         if t.said(name):
             t.put(f"{path}.{name}", t.value(name), name)

@@ -49,7 +49,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "adam_beta1": ruled("optimizer.beta1", "number", 0.9),
     "adam_beta2": ruled("optimizer.beta2", "number", 0.999),
     "adam_epsilon": ruled("optimizer.epsilon", "number", 1e-8),
-    "label_smoothing_factor": copied("stage.label_smoothing", "number", 0.0),
+    "label_smoothing_factor": copied("stage.label_smoothing", "number", 0.0, needs="stage=sft|pt"),
     "neftune_noise_alpha": copied("regularization.embedding_noise", "number"),
     **all_of(unneeded(_SAME_LOSS, "flag"), average_tokens_across_devices=True, dataloader_drop_last=False),
     # precision, speed, memory
@@ -87,7 +87,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "metric_for_best_model": ruled("checkpoints.use", "text"),
     "greater_is_better": ruled("checkpoints.use", "flag"),
     "generation_max_length": unneeded("an answer's length is evaluation.generation.max_new_tokens", "whole"),
-    "generation_num_beams": unneeded("answers are sampled or greedy, without beams", "whole"),
+    "generation_num_beams": unneeded("beams are evaluation.generation.num_beams, at temperature 0", "whole"),
     "generation_config": unneeded("how answers are made is evaluation.generation", "text"),
     **all_of(
         unneeded(_JUDGED),

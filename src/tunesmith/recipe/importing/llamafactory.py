@@ -14,7 +14,7 @@ from tunesmith.recipe.importing.argument import (
     ruled,
     unneeded,
 )
-from tunesmith.recipe.importing.llamafactory_preferences import PREFERENCES
+from tunesmith.recipe.importing.llamafactory_preferences import PREFERENCES, preferences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,7 +172,7 @@ _DATA: Mapping[str, Argument] = {
     "enable_thinking": ruled("template.arguments.enable_thinking", "flag", True),
     "preserve_thinking": ruled("template.arguments.preserve_thinking", "flag", False),
     "tokenized_path": unneeded("examples are kept between runs by themselves", "text"),
-    "eval_num_beams": unneeded("answers are sampled or greedy, without beams", "whole"),
+    "eval_num_beams": unneeded("beams are evaluation.generation.num_beams, at temperature 0", "whole"),
     "ignore_pad_token_for_loss": unneeded("padding is never learnt", "flag", True),
     **all_of(
         unneeded("examples are made with all cores, kept, and made again when something changes"),
@@ -279,14 +279,10 @@ _REST: Mapping[str, Argument] = {
     "top_p": ruled("evaluation.generation.top_p", "number", 0.7),
     "max_new_tokens": ruled("evaluation.generation.max_new_tokens", "whole", 1024),
     "max_length": unneeded("an answer's length is max_new_tokens", "whole", 1024),
-    **all_of(
-        unneeded("answers are sampled or greedy; no such knob"),
-        top_k=50,
-        num_beams=1,
-        repetition_penalty=1.0,
-        length_penalty=1.0,
-        skip_special_tokens=True,
-    ),
+    "top_k": ruled("evaluation.generation.top_k", "whole", 50),
+    "repetition_penalty": ruled("evaluation.generation.repetition_penalty", "number", 1.0),
+    "num_beams": refused("beams are evaluation.generation.num_beams, at temperature 0", "whole", 1),
+    **all_of(unneeded("answers are sampled or greedy; no such knob"), length_penalty=1.0, skip_special_tokens=True),
     "ray_num_workers": refused("start several processes with torchrun", "whole", 1),
     "ray_init_kwargs": refused("there is no Ray backend"),
     **all_of(unneeded("torchrun says it to the processes"), master_addr=None, master_port=None),
@@ -354,6 +350,7 @@ LLAMAFACTORY = Program(
         blocks.export_or_serve,
         huggingface.output,
         blocks.stage,
+        preferences,
         blocks.model,
         blocks.quantization,
         llamafactory_data.data,

@@ -1,4 +1,4 @@
-"""TRL's arguments (1.16) of ``trl sft`` and ``trl dpo``: SFTConfig, DPOConfig, ModelConfig and the script's own."""
+"""TRL's arguments (1.16) of ``trl sft``, ``trl dpo`` and ``trl reward``: their configurations and the script's own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tunesmith.recipe.importing.argument import (
     Program,
     all_of,
     copied,
-    of_stage,
     refused,
     ruled,
     same_as,
     unneeded,
 )
 from tunesmith.recipe.importing.llamafactory import LLAMAFACTORY
+from tunesmith.recipe.importing.trl_preferences import DPO, REWARD, preferences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ _MADE = "examples are made with all cores, and kept"
 _PACKED = "sequences are always packed, and none sees another"
 
 _SCRIPT: Mapping[str, Argument] = {
-    "stage": ruled("stage", "text", "sft"),  # the command: trl sft, or trl dpo
+    "stage": ruled("stage", "text", "sft"),  # the command: trl sft, trl dpo or trl reward
     "dataset_name": ruled("data.train", "text"),
     "dataset_config": ruled("data.train", "text"),
     "dataset_train_split": ruled("data.train", "text", "train"),
@@ -95,26 +95,6 @@ _SFT: Mapping[str, Argument] = {
     ),
 }
 
-_DPO: Mapping[str, Argument] = {
-    "beta": of_stage("dpo", "beta", "number", 0.1, needs="stage=dpo"),
-    "label_smoothing": of_stage("dpo", "label_smoothing", "number", 0.0, needs="stage=dpo"),
-    "loss_weights": of_stage("dpo", "loss_weights", "any", needs="stage=dpo"),
-    "ld_alpha": of_stage("dpo", "length_weight", "number", needs="stage=dpo"),
-    "f_divergence_type": of_stage("dpo", "divergence", "text", "reverse_kl", needs="stage=dpo"),
-    "f_alpha_divergence_coef": of_stage("dpo", "divergence_alpha", "number", 0.5, needs="stage=dpo"),
-    "discopop_tau": of_stage("dpo", "temperature", "number", 0.05, needs="stage=dpo"),
-    "use_weighting": of_stage("dpo", "weighting", "flag", False, needs="stage=dpo"),
-    "disable_dropout": of_stage("dpo", "dropout", "flag", True, needs="stage=dpo"),
-    "sync_ref_model": of_stage("dpo", "moving_reference", "flag", False, needs="stage=dpo"),
-    "ref_model_mixup_alpha": of_stage("dpo", "reference_share", "number", 0.6, needs="stage=dpo"),
-    "ref_model_sync_steps": of_stage("dpo", "reference_every", "whole", 512, needs="stage=dpo"),
-    **all_of(
-        unneeded("the reference's part is kept with the examples", needs="stage=dpo"),
-        precompute_ref_log_probs=False,
-        precompute_ref_batch_size=None,
-    ),
-}
-
 _SEQUENCE_TO_SEQUENCE = (
     *("sortish_sampler", "predict_with_generate"),
     *("generation_max_length", "generation_num_beams", "generation_config"),
@@ -147,9 +127,11 @@ def start(t: Translation) -> None:
         t.refuse("model_name_or_path", "is missing", "name a folder, or a model of the Hub", fatal=True)
     if not t.said("dataset_name") and not t.said("datasets"):
         t.refuse("dataset_name", "is missing: nothing would train", fatal=True)
-    if not t.said("stage") and any(map(t.said, _DPO)):
-        first = next(filter(t.said, _DPO))
+    if not t.said("stage") and any(map(t.said, DPO)):
+        first = next(filter(t.said, DPO))
         t.mean("stage", "dpo", first)
+    if t.value("stage") == "reward" or (not t.said("stage") and t.said("center_rewards_coefficient")):
+        t.mean("stage", "rm", "stage" if t.said("stage") else "center_rewards_coefficient")
     t.mean("finetuning_type", "lora" if t.value("use_peft") else "full", "use_peft")
     for name, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
         if t.value(name):
@@ -239,7 +221,7 @@ def template(t: Translation) -> None:
 TRL = Program(
     name="trl",
     title="TRL",
-    arguments={**_TRAINING, **huggingface.OLD_ARGUMENTS, **_INHERITED, **_SCRIPT, **_MODEL, **_SFT, **_DPO},
+    arguments={**_TRAINING, **huggingface.OLD_ARGUMENTS, **_INHERITED, **_SCRIPT, **_MODEL, **_SFT, **DPO, **REWARD},
     rules=(
         start,
         huggingface.output,
@@ -249,6 +231,7 @@ TRL = Program(
         data,
         template,
         blocks.method,
+        preferences,
         huggingface.schedule,
         blocks.optimizer,
         huggingface.engine,

@@ -12,6 +12,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.files import write_text
 from tunesmith.run.demo_corpus.couplets import Couplet, stream_couplets
 from tunesmith.run.demo_corpus.lexicon import LEXICON, Cadence
+from tunesmith.run.demo_corpus.pairs import as_pairs
 
 INSTRUCTION = "请对出下联。"
 
@@ -77,7 +78,8 @@ def write_demo_data(
 ) -> DemoData:
     """Write ``corpus.txt``, ``couplets_train.json`` and ``couplets_test.json`` into *folder*, the same for a *seed*.
 
-    The three share no line, and no line of the test occurs inside a longer line of the other two.  Raise
+    The three share no line, and no line of the test occurs inside a longer line of the other two.
+    ``pairs_train.json`` and ``pairs_test.json`` have the couplets with spoilt lower lines beside theirs.  Raise
     :class:`UserError` for a size below one, and for more couplets than the lexicon holds.
     """
     sizes = {"corpus_lines": corpus_lines, "train_couplets": train_couplets, "test_couplets": test_couplets}
@@ -95,6 +97,9 @@ def write_demo_data(
     write_text(data.corpus, "".join(f"{line}\n" for line in islice(corpus, corpus_lines)))
     write_text(data.train, as_alpaca(train))
     write_text(data.test, as_alpaca(test))
+    for name, part in (("train", train), ("test", test)):
+        lines = [(couplet.upper, couplet.lower) for couplet in part]
+        write_text(folder / f"pairs_{name}.json", as_pairs(lines, INSTRUCTION, Random(f"{seed} {name}")))
     return data
 
 
