@@ -31,18 +31,25 @@ def listen(event: dict[str, Any]) -> None:
         meter.step(counts, float(event["loss"]))
 
 
-rows = Path(task.rows)
-data = next(path for path in (rows / "alpaca.json", rows / "messages.jsonl") if path.exists())
-schedule = {"epochs": 1, "batch_size": task.batch_size, "learning_rate": 2e-4, "decay": "constant", "warmup": 0}
-values: dict[str, Any] = {
-    "model": task.model,
-    "data": {"train": str(data)},
-    "output": f"{task.work}/run",
-    "method": {"type": "lora", "rank": 16, "alpha": 32} if task.method == "lora" else {"type": "full"},
-    "schedule": schedule | ({"steps": task.most_steps} if task.most_steps else {}),
-    **task.options,
-}
-if task.workload == "dpo":
-    values["stage"] = "dpo"
-train(recipe_from_values(values), listen, overwrite=True)
-meter.finish()
+def main() -> None:
+    """Train as the command line does."""
+    rows = Path(task.rows)
+    data = next(path for path in (rows / "alpaca.json", rows / "messages.jsonl") if path.exists())
+    schedule = {"epochs": 1, "batch_size": task.batch_size, "learning_rate": 2e-4, "decay": "constant", "warmup": 0}
+    values: dict[str, Any] = {
+        "model": task.model,
+        "data": {"train": str(data)},
+        "output": f"{task.work}/run",
+        "method": {"type": "lora", "rank": 16, "alpha": 32} if task.method == "lora" else {"type": "full"},
+        "schedule": schedule | ({"steps": task.most_steps} if task.most_steps else {}),
+        **task.options,
+    }
+    if task.workload == "dpo":
+        values["stage"] = "dpo"
+    train(recipe_from_values(values), listen, overwrite=True)
+    meter.finish()
+
+
+# processes that make examples import this file
+if __name__ == "__main__":
+    main()

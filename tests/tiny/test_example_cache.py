@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -274,6 +276,16 @@ def test_the_code_that_is_hashed_is_all_that_makes_examples():
         "tunesmith.recipe.schema",
         "tunesmith.engine.pack",
         "tunesmith.engine.penalties",
+        # what stages compute with once their examples are made
+        "tunesmith.engine.divergence",
+        "tunesmith.engine.likelihoods",
+        "tunesmith.engine.model",
+        "tunesmith.engine.value_head",
+        "tunesmith.generation.policy",
+        "tunesmith.generation.sampling",
+        "tunesmith.methods._virtual",
+        "tunesmith.models.schema",
+        "tunesmith.scoring",
     }
     files = [
         file
@@ -289,7 +301,8 @@ def test_the_code_that_is_hashed_is_all_that_makes_examples():
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tunesmith")
     }
 
-    assert imported - hashed <= elsewhere
+    # files of verse are cleaned and become data by commands of their own, before any recipe reads them
+    assert {name for name in imported - hashed if not name.startswith("tunesmith.prosody")} <= elsewhere
 
 
 def tokenizer_with(recipe, template: str):
@@ -517,6 +530,30 @@ def test_rows_that_cannot_be_used_are_named_alike(tokenizer, monkeypatch, proces
     assert "4 of 40 conversations do not fit the template" in str(found.value)
     with pytest.raises(DataError, match="40 such rows"):
         make_examples.make_examples(make_examples.Maker(Pretrain(), template, 90, "cut"), given)
+
+
+def test_a_script_without_a_main_guard_ends(tokenizer, tmp_path):
+    """Its processes die as they start, for they would start it again; the first one makes all examples itself."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+from transformers import AutoTokenizer
+from tunesmith.data.conversation import Conversation, Message
+from tunesmith.run.make_examples import Maker, make_examples
+from tunesmith.stages.sft import SFT
+from tunesmith.templates.chat import ChatTemplate
+
+tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "tokenizer")!r})
+tokenizer.filling = "x" * 1_000_000  # more than a pipe holds
+given = [Conversation((Message("user", "春"), Message("assistant", "秋"))) for _ in range(20)]
+print("made", len(make_examples(Maker(SFT(), ChatTemplate(tokenizer), 90, "cut"), given, processes=2).examples))
+""",
+        "utf-8",
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.stdout.splitlines()[-1:] == ["made 20"], done.stderr
 
 
 def test_processes_are_used_where_they_win(tokenizer, monkeypatch):

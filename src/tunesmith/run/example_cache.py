@@ -47,6 +47,7 @@ CODE = (
     "stages",
     "engine/example.py",
     "engine/example_table.py",
+    "models/heads.py",
     "run/example_cache.py",
     "run/make_examples.py",
     "run/prepare.py",

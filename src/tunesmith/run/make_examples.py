@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from tunesmith.core.errors import DataError
@@ -151,27 +153,32 @@ def _choose_processes(maker: Maker, conversations: Sequence[Conversation]) -> in
 def _make_in_pool(maker: Maker, chunks: Sequence[Sequence[Conversation]], processes: int) -> Iterator[Made]:
     # spawned, not forked: the threads of torch and of the tokenizer do not survive a fork
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (pickle.dumps(maker),))
     done = 0
-    try:
-        for made in pool.map(_make_in_worker, chunks):
-            done += 1
-            yield made
-    except BrokenProcessPool:  # the system ended one of them, for its memory most likely
-        yield from map(maker.make, chunks[done:])
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with TemporaryDirectory(prefix="tunesmith-") as folder:
+        # through a file: a process that dies before it has read what a pipe does not hold would leave us writing for
+        # ever; those of a script without `if __name__ == "__main__"` do
+        file = Path(folder) / "maker"
+        file.write_bytes(pickle.dumps(maker))
+        pool = ProcessPoolExecutor(processes, context, _start_worker, (str(file),))
+        try:
+            for made in pool.map(_make_in_worker, chunks):
+                done += 1
+                yield made
+        except BrokenProcessPool:  # the system ended one of them, for its memory most likely
+            yield from map(maker.make, chunks[done:])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 _worker: Maker | None = None
 """What this process makes examples with, if it is one of a pool."""
 
 
-def _start_worker(maker: bytes) -> None:
+def _start_worker(maker: str) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     prepare_worker()
-    _worker = pickle.loads(maker)
+    _worker = pickle.loads(Path(maker).read_bytes())
 
 
 def _make_in_worker(conversations: Sequence[Conversation]) -> Made:
