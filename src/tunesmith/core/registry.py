@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -107,6 +108,14 @@ class Registry(Generic[S]):
         module = importlib.import_module(f"{self.package}.{name}")
         (cls,) = (v for v in vars(module).values() if self._is_plugin(v, module.__name__))
         return cast("type[S]", cls)
+
+    def may_have(self, setting: str) -> bool:
+        """Say whether a plug-in may have *setting*, reading files without importing them."""
+        if list(self._entry_points()):
+            return True
+        written = re.compile(rf"^ +{re.escape(setting)}:", re.MULTILINE)
+        folders = map(Path, importlib.import_module(self.package).__path__)
+        return any(written.search(file.read_text("utf-8")) for folder in folders for file in folder.glob("*.py"))
 
     def parse(self, value: Any) -> Any:
         """Turn ``"lora"`` or ``{"type": "lora", ...}`` into the matching spec; leave other values alone."""

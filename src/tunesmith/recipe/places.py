@@ -90,6 +90,8 @@ class Place:
         """Return the plug-ins that could stand here and have a setting *name*: the default first, then short names."""
         found = []
         for registry in filter(None, (registry for _, registry in self.alternatives)):
+            if not registry.may_have(name):  # to import all of them takes half a second
+                continue
             names = sorted(registry.names(), key=len)
             if registry.default:
                 names = [registry.default, *(each for each in names if each != registry.default)]

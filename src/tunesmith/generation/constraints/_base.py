@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tunesmith.core.errors import Problem
 from tunesmith.core.registry import Spec
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from tunesmith.data.conversation import Conversation

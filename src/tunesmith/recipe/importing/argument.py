@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunesmith.stages import STAGES
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -87,13 +85,6 @@ def unneeded(text: str, kind: Kind = "any", default: Any = None, *, needs: str =
 def refused(text: str, kind: Kind = "any", default: Any = None, *, needs: str = "") -> Argument:
     """Return an argument without an equal; a value other than its default is refused, because of *text*."""
     return Argument("refused", kind, default, "", text, needs=needs)
-
-
-def of_stage(stage: str, setting: str, kind: Kind, default: Any = None, *, needs: str) -> Argument:
-    """Return an argument that is the *setting* of a stage; refused while there is no such stage."""
-    if stage in STAGES.names() and setting in STAGES.get(stage).model_fields:
-        return copied(f"stage.{setting}", kind, default, needs=needs)
-    return refused(f"not yet: it belongs to {stage}, which comes with a later version", kind, default, needs=needs)
 
 
 def all_of(row: Argument, **defaults: Any) -> dict[str, Argument]:

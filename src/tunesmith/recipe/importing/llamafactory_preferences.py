@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunesmith.recipe.importing.argument import Argument, copied, of_stage, refused, ruled
+from tunesmith.recipe.importing.argument import Argument, copied, refused, ruled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _JUDGED, _PAIRS = "stage=dpo|kto", "stage=dpo"
 _REFERENCE = "stage=dpo|ppo|kto"
+_PPO = "stage=ppo"
+_REWARD = "rewards are scores: train with stage: reward, then stage.rewards=[{score: {type: reward_model, model: RUN}}]"
 _MERGE = "make it one model first (tunesmith adapter merge), and name that"
 
 PREFERENCES: Mapping[str, Argument] = {
@@ -30,20 +32,20 @@ PREFERENCES: Mapping[str, Argument] = {
     "simpo_gamma": ruled("stage.margin", "number", 0.5, needs="pref_loss=simpo"),
     "kto_chosen_weight": copied("stage.desirable_weight", "number", 1.0, needs="stage=kto"),
     "kto_rejected_weight": copied("stage.undesirable_weight", "number", 1.0, needs="stage=kto"),
-    "ppo_buffer_size": of_stage("ppo", "buffer_size", "whole", 1, needs="stage=ppo"),
-    "ppo_epochs": of_stage("ppo", "epochs", "whole", 4, needs="stage=ppo"),
-    "ppo_score_norm": of_stage("ppo", "normalize_scores", "flag", False, needs="stage=ppo"),
-    "ppo_target": of_stage("ppo", "target_divergence", "number", 6.0, needs="stage=ppo"),
-    "ppo_whiten_rewards": of_stage("ppo", "whiten_rewards", "flag", False, needs="stage=ppo"),
+    "ppo_buffer_size": refused("each step writes its own answers: schedule.batch_size prompts", "whole", 1, needs=_PPO),
+    "ppo_epochs": refused("set stage.num_iterations, beside stage.rewards", "whole", 4, needs=_PPO),
+    "ppo_score_norm": refused("rewards are scores in [0, 1]; no running mean is taken", "flag", False, needs=_PPO),
+    "ppo_target": refused("the weight of the divergence (stage.beta) stays what it is", "number", 6.0, needs=_PPO),
+    "ppo_whiten_rewards": refused("advantages are normalised, rewards are not", "flag", False, needs=_PPO),
     "ref_model": ruled("stage.reference", "text", needs=_REFERENCE),
     "ref_model_adapters": refused(f"a reference is one model; {_MERGE}", "text", needs=_REFERENCE),
     "ref_model_quantization_bit": refused(
         "the reference is loaded as its files are, asked once, and freed before training", "whole", needs=_REFERENCE
     ),
-    "reward_model": of_stage("ppo", "reward", "text", needs="stage=ppo"),
-    "reward_model_adapters": of_stage("ppo", "reward_adapter", "text", needs="stage=ppo"),
-    "reward_model_quantization_bit": of_stage("ppo", "reward_quantization", "whole", needs="stage=ppo"),
-    "reward_model_type": of_stage("ppo", "reward_kind", "text", "lora", needs="stage=ppo"),
+    "reward_model": refused(_REWARD, "text", needs=_PPO),
+    "reward_model_adapters": refused(_REWARD, "text", needs=_PPO),
+    "reward_model_quantization_bit": refused(_REWARD, "whole", needs=_PPO),
+    "reward_model_type": refused(_REWARD, "text", "lora", needs=_PPO),
 }
 _WITHOUT_REFERENCE = ("orpo", "simpo")
 _LOSSES = ("sigmoid", "hinge", "ipo")
