@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from preference_pairs import asking
+from preference_pairs import asking, distance
 from transformers import AutoModelForCausalLM
 
 from tunesmith.core.errors import RecipeError
@@ -53,11 +53,6 @@ def gradients_of(loss, model) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def distance(found, expected) -> float:
-    apart = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
-    return (apart / sum(float(g.square().sum()) for g in expected.values())) ** 0.5
 
 
 def both_logits(models, examples) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

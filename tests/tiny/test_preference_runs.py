@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preference_pairs import asking, conversations, make_pairs
+from preference_pairs import asking, conversations, make_pairs, write_pairs
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.core.files import read_jsonl
@@ -25,10 +25,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "preferences").glob("*
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> dict[str, str]:
     """Files of 16 training pairs and 4 for validation."""
-    folder, rows = tmp_path_factory.mktemp("pairs"), make_pairs(20)
-    for name, part in (("train", rows[:16]), ("validation", rows[16:])):
-        (folder / f"{name}.json").write_text(json.dumps(part), "utf-8")
-    return {name: str(folder / f"{name}.json") for name in ("train", "validation")}
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="module")

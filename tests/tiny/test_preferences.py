@@ -8,14 +8,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from preference_pairs import asking, conversations, examples_of, make_pairs
+from preference_pairs import asking, conversations, distance, examples_of, make_pairs, step
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from tunesmith.data.conversation import Conversation, Message
-from tunesmith.engine.likelihoods import complete
-from tunesmith.engine.model import PackModel
-from tunesmith.engine.objective import pass_loss
 from tunesmith.engine.pack import build_packs
 from tunesmith.stages import STAGES
 from tunesmith.templates.chat import ChatTemplate
@@ -39,30 +36,6 @@ def policy(saved_model):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02 * parameter.std().nan_to_num(0))
     return model, start
-
-
-def step(stage, model, examples, layout: str = "prefix", budget: int = 250):
-    """Loss, gradients and parts of one optimizer step over *examples*, in several passes."""
-    model.zero_grad()
-    packed = PackModel(model, model).eval()
-    packs = build_packs(examples, layout, budget)
-    examples, packs = complete(stage, examples, packs, examples, asking(model))
-    total, parts = 0.0, defaultdict(float)
-    for pack in packs:
-        loss = pass_loss(packed, stage, pack.to("cpu"))
-        loss.total.backward()
-        total += float(loss.total.detach())
-        for name, value in loss.parts.items():
-            parts[name] += float(value)
-    size = stage.size(examples)
-    gradients = {name: p.grad.clone() / size for name, p in model.named_parameters() if p.grad is not None}
-    return total / size, gradients, {name: value / size for name, value in parts.items()}
-
-
-def distance(found, expected) -> float:
-    """How far gradients are apart, relative to their norm."""
-    apart = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
-    return (apart / sum(float(g.square().sum()) for g in expected.values())) ** 0.5
 
 
 # --- TRL as the oracle

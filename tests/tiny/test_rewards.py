@@ -10,16 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from preference_pairs import conversations, make_pairs
+from preference_pairs import conversations, distance, make_pairs, step, write_pairs
 from torch.nn.utils.rnn import pad_sequence
 
 from tunesmith.core.errors import DataError, RecipeError, UserError
 from tunesmith.core.files import read_jsonl
 from tunesmith.data.conversation import Conversation, Message, Origin, Record
 from tunesmith.data.formats import FORMATS
-from tunesmith.engine.model import PackModel
-from tunesmith.engine.objective import pass_loss
-from tunesmith.engine.pack import build_packs
 from tunesmith.models.heads import Head
 from tunesmith.models.load import find_model, model_from
 from tunesmith.run.evaluate import load_contestant
@@ -42,27 +39,6 @@ def template(tokenizer) -> ChatTemplate:
 
 def with_head(saved_model, head: Head, name: str = "llama"):
     return model_from(find_model(str(saved_model(name))), torch.float32, head=head, seed=1).eval()
-
-
-def step(stage, model, examples, layout: str):
-    """Loss, gradients and parts of one optimizer step over *examples*, in several passes."""
-    model.zero_grad()
-    packed = PackModel(model, model).eval()
-    total, parts = 0.0, defaultdict(float)
-    for pack in build_packs(examples, layout, 250):
-        loss = pass_loss(packed, stage, pack.to("cpu"))
-        loss.total.backward()
-        total += float(loss.total.detach())
-        for name, value in loss.parts.items():
-            parts[name] += float(value)
-    size = stage.size(examples)
-    gradients = {n: p.grad.clone() / size for n, p in model.named_parameters() if p.grad is not None}
-    return total / size, gradients, {name: value / size for name, value in parts.items()}
-
-
-def distance(found, expected) -> float:
-    apart = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
-    return (apart / sum(float(g.square().sum()) for g in expected.values())) ** 0.5
 
 
 def rows_of(sequences, filling: int) -> dict[str, torch.Tensor]:
@@ -194,10 +170,7 @@ def test_labels_are_learnt_as_transformers_learns_them(stage, ratings, saved_mod
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> dict[str, str]:
     """Files of 16 training pairs and 4 for validation."""
-    folder, rows = tmp_path_factory.mktemp("pairs"), make_pairs(20)
-    for name, part in (("train", rows[:16]), ("validation", rows[16:])):
-        (folder / f"{name}.json").write_text(json.dumps(part), "utf-8")
-    return {name: str(folder / f"{name}.json") for name in ("train", "validation")}
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def reward_run(make_recipe, pairs, **blocks):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tunesmith.data.conversation import call_as_text
 from tunesmith.engine.example import Example
 from tunesmith.engine.model import pack_arguments
 from tunesmith.engine.pack import build_packs
@@ -77,20 +76,9 @@ class Policy:
         plain = self.template.tokenizer.batch_decode(written, skip_special_tokens=True)
         found = []
         for (conversation, prompt, _), tokens, text in zip(asked, written, plain, strict=True):
-            calls = self._calls(conversation, prompt, tokens) if conversation.tools else ""
+            calls = self.template.calls_as_text(conversation.tools, prompt, tokens)
             found.append(calls or text.strip())
         return found
-
-    def _calls(self, conversation: Conversation, prompt: Sequence[int], written: Sequence[int]) -> str:
-        """Return an answer with tool calls as its content and one line of JSON a call; nothing where it has none."""
-        if self.template.call_form.form is None:
-            return ""
-        reader = self.template.reply_reader(prompt, conversation.tools)
-        reader.feed(str(self.template.tokenizer.decode(list(written), skip_special_tokens=False)))
-        reader.finish()
-        reply = reader.reply
-        calls = [call_as_text(call.as_message_part()) for call in reply.calls]
-        return "\n".join([*([reply.content] if reply.content else []), *calls]) if calls else ""
 
     def log_probabilities(
         self, sequences: Sequence[TokenSequence], *, at_start: bool = False

@@ -12,7 +12,6 @@ import yaml
 
 from tunesmith.core.errors import DataError, UserError
 from tunesmith.core.events import Listener, ignore
-from tunesmith.data.conversation import call_as_text
 from tunesmith.generation.remote import RemoteModel, is_address
 from tunesmith.models.peft_warnings import quiet_peft
 from tunesmith.run.folder import RunFolder
@@ -136,19 +135,11 @@ class Contestant:
             )
         decoded = self.template.tokenizer.batch_decode(written, skip_special_tokens=True)
         plain = [cut_at(text, questions.generation.stop) for text in decoded]
-        called = [self._calls_as_text(*each) for each in zip(asked, prompts, written, strict=True)]
+        called = [
+            self.template.calls_as_text(conversation.tools, prompt, tokens)
+            for conversation, prompt, tokens in zip(asked, prompts, written, strict=True)
+        ]
         return [calls or text.strip() for calls, text in zip(called, plain, strict=True)]
-
-    def _calls_as_text(self, conversation: Conversation, prompt: Sequence[int], written: Sequence[int]) -> str:
-        """Return an answer with tool calls as its content and one line of JSON a call; nothing where it has none."""
-        if not conversation.tools or self.template.call_form.form is None:
-            return ""
-        reader = self.template.reply_reader(prompt, conversation.tools)
-        reader.feed(str(self.template.tokenizer.decode(list(written), skip_special_tokens=False)))
-        reader.finish()
-        reply = reader.reply
-        calls = [call_as_text(call.as_message_part()) for call in reply.calls]
-        return "\n".join([*([reply.content] if reply.content else []), *calls]) if calls else ""
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         """Return what the model is given: the dialogue before the answer, or a plain text's first third."""

@@ -95,6 +95,17 @@ def send(parcel: Parcel, listener: Listener = ignore) -> str:
     return parcel.address
 
 
+def _contents(parcel: Parcel) -> dict[str, Any]:
+    """Return what both hubs' packages want to be told of a folder, by the same names."""
+    return {
+        "repo_id": parcel.name,
+        "folder_path": str(parcel.folder),
+        "repo_type": "model",
+        "allow_patterns": list(parcel.files),
+        "commit_message": "Model exported by Tunesmith",
+    }
+
+
 def _to_hub(parcel: Parcel) -> None:
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -106,13 +117,7 @@ def _to_hub(parcel: Parcel) -> None:
 
     def carry() -> None:
         hub.create_repo(parcel.name, private=not parcel.public, repo_type="model", exist_ok=True)
-        hub.upload_folder(
-            repo_id=parcel.name,
-            folder_path=str(parcel.folder),
-            repo_type="model",
-            allow_patterns=list(parcel.files),
-            commit_message="Model exported by Tunesmith",
-        )
+        hub.upload_folder(**_contents(parcel))
 
     _carried(carry, parcel, token, (HfHubHTTPError, OSError, ValueError))
 
@@ -133,13 +138,7 @@ def _to_modelscope(parcel: Parcel) -> None:
                 f"there is no {parcel.name} on ModelScope yet; make it on modelscope.cn, where its licence and who "
                 "sees it are chosen, and send again"
             )
-        hub.upload_folder(
-            repo_id=parcel.name,
-            folder_path=str(parcel.folder),
-            repo_type="model",
-            allow_patterns=list(parcel.files),
-            commit_message="Model exported by Tunesmith",
-        )
+        hub.upload_folder(**_contents(parcel))
 
     _carried(carry, parcel, "", (OSError, ValueError, RuntimeError))
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 
 from tunesmith.core.errors import UserError
-from tunesmith.data.conversation import Conversation, Message
+from tunesmith.data.conversation import Conversation, Message, call_as_text
 from tunesmith.templates.arguments import fix_arguments, free_arguments
 from tunesmith.templates.call_form import CallInput, FoundForm, find_form
 from tunesmith.templates.encode import Encoder
@@ -230,6 +230,17 @@ class ChatTemplate:
         control += map(str, self.tokenizer.convert_ids_to_tokens(list(self.stop_ids)))
         opened = self.tokenizer.decode(list(prompt)[-16:], skip_special_tokens=False)
         return ReplyReader(self.call_form.form, tools, str(opened), control)
+
+    def calls_as_text(self, tools: Sequence[Mapping[str, Any]], prompt: Sequence[int], written: Sequence[int]) -> str:
+        """Return an answer with tool calls as its content and one line of JSON a call; nothing where it has none."""
+        if not tools or self.call_form.form is None:
+            return ""
+        reader = self.reply_reader(prompt, tools)
+        reader.feed(str(self.tokenizer.decode(list(written), skip_special_tokens=False)))
+        reader.finish()
+        reply = reader.reply
+        calls = [call_as_text(call.as_message_part()) for call in reply.calls]
+        return "\n".join([*([reply.content] if reply.content else []), *calls]) if calls else ""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of rendered texts; the template wrote every special token, so none is added."""
