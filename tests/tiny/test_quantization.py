@@ -147,6 +147,18 @@ def test_a_base_is_loaded_in_fewer_bits_and_stays_close(name, saved_model):
     assert {small.lm_head.weight.dtype, small.model.norm.weight.dtype} == {torch.float32}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+def test_a_quantized_base_leaves_its_file(saved_model):
+    """A whole file of weights would stay in memory for its embeddings."""
+
+    def mapped():
+        return Path("/proc/self/maps").read_text("utf-8").count(str(saved_model("llama")))
+
+    before = mapped()
+    small = quantized(saved_model("llama"), type="nf4")
+    assert mapped() == before, f"{count_weights(small.lm_head.weight)} weights keep the file"
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_nf4_is_that_of_bitsandbytes(double, saved_model):
     """The weights that a layer multiplies with are those that bitsandbytes makes of the original ones."""

@@ -223,6 +223,13 @@ def test_what_is_saved_gives_the_same_rewards_in_transformers(
         load_contestant(str(recipe.output))
     whole = export(str(recipe.output), tmp_path / "whole", dtype="float32")
     assert transformers_rewards(whole, rows) == pytest.approx(expected, abs=TOLERANCE)
+    papers = json.loads((whole / "tunesmith.json").read_text("utf-8"))
+    assert papers["from"] == str(recipe.output)
+    assert papers["parity"]["largest_difference"] <= TOLERANCE
+    card = (whole / "README.md").read_text("utf-8")
+    assert "pipeline_tag: text-classification" in card
+    assert "AutoModelForSequenceClassification.from_pretrained('whole')" in card
+    assert "| pair_accuracy |" in card
 
 
 @pytest.mark.parametrize("method", ["full", {"type": "lora", "rank": 4, "dropout": 0.1}], ids=["full", "lora"])

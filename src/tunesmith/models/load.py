@@ -16,7 +16,7 @@ from tunesmith.models.hub import HubName, locate
 from tunesmith.models.new_tokenizer import make_tokenizer
 from tunesmith.models.new_tokens import add_tokens, begin_tokens, grow
 from tunesmith.models.peft_warnings import quiet_peft
-from tunesmith.models.quantized_base import TrainedOn, is_quantized, loading_options, steady, trained_on
+from tunesmith.models.quantized_base import TrainedOn, is_quantized, leave_file, loading_options, steady, trained_on
 from tunesmith.models.rope import copy_rope, scale_rope
 from tunesmith.models.schema import Model, Scratch, weights_folder
 from tunesmith.models.sentencepiece_file import load_sentencepiece, sentencepiece_folder
@@ -301,6 +301,7 @@ def model_from(
         own_head = fitting_head(head_in(own), head, place.base)
         model: Any = getattr(transformers, auto_class(own_head)).from_pretrained(place.base, **given)
     steady(model)
+    leave_file(model)
     if unpack and is_quantized(model):
         model = _unpacked(model, place.base, dtype)
     base = Path(place.base)

@@ -101,6 +101,14 @@ def steady(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def leave_file(model: Any) -> None:
+    """Copy the whole weights of a quantized *model* from their mapped file, which would stay mapped for these few."""
+    if is_quantized(model):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.is_floating_point():  # packed ones are made in memory
+                tensor.data = tensor.data.clone()
+
+
 def count_weights(parameter: Any) -> int:
     """Return how many weights *parameter* holds: of four bits, two share a byte."""
     state = getattr(parameter, "quant_state", None)

@@ -59,7 +59,7 @@ def export(
     if head is not None:
         if quantization is not None:
             raise UserError("--quantization: a model that gives numbers is exported in its own type; leave it out")
-        return export_head(place, head, target, dtype=dtype, probes=PROBES, listener=listener)
+        return export_head(path, place, head, target, dtype=dtype, probes=PROBES, listener=listener)
     fewer_bits = find_quantization(quantization) if quantization else None
     tuned, reference = merged(path, place, listener)
     model = tuned.model.to(getattr(torch, dtype) if dtype != "auto" else _base_dtype(path))

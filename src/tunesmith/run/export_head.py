@@ -8,6 +8,7 @@ from tunesmith.core.errors import UserError
 from tunesmith.core.files import whole_folder
 from tunesmith.models.heads import auto_class, filling_token
 from tunesmith.models.load import merge_adapter, model_from, tokenizer_from
+from tunesmith.run.export_papers import write_head_papers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ _CLOSE = 1e-4  # how far merging may move an output of size 1, by rounding
 
 
 def export_head(
+    path: str,
     place: Place,
     head: Head,
     target: Path,
@@ -29,7 +31,7 @@ def export_head(
     probes: Sequence[str],
     listener: Listener,
 ) -> Path:
-    """Write the model at *place* with its *head* to *target* as transformers loads it, with its tokenizer.
+    """Write the model of *path*, at *place*, with its *head* to *target* as transformers loads it, with its papers.
 
     Merged in float32 it must say of the *probes* what the run says, up to rounding, and the files must hold its weights
     to the bit, rounded to *dtype*; otherwise nothing is left behind and :class:`UserError` says what differs.
@@ -59,6 +61,7 @@ def export_head(
         wrong = [name for name in own if name not in found or not torch.equal(found[name], own[name])]
         if wrong := wrong or sorted(found.keys() - own.keys()):
             raise UserError(f"the files do not hold the merged model: weight {wrong[0]} differs")
+        write_head_papers(partial, path, target, auto_class(head), len(probes), apart)
     return target
 
 

@@ -57,6 +57,19 @@ def write_papers(
     write_text(folder / "README.md", card(path, target, found))
 
 
+def write_head_papers(folder: Path, path: str, target: Path, loader: str, probes: int, apart: float) -> None:
+    """Write card and certificate of a model that gives numbers, loaded by transformers' *loader*, into *folder*.
+
+    Of so many *probes* its numbers were *apart* from the run's at most, before they were rounded to the files' type.
+    """
+    parity = {"probes": probes, "largest_difference": apart}
+    write_json(folder / FILE, {**certificate(path, ()), "parity": parity})
+    held = f"Of {probes} probes its numbers differ from the run's by {apart:.2g} at most, before rounding to this type."
+    use = f"from transformers import {loader}\n\nmodel = {loader}.from_pretrained({target.name!r})"
+    kind = "token-classification" if "Token" in loader else "text-classification"
+    write_text(folder / "README.md", _card(path, target, kind, held, f"```python\n{use}\n```"))
+
+
 def write_gguf_papers(path: str, target: Path, template: ChatTemplate, parity: Parity) -> None:
     """Write a Modelfile, where there can be one, and the certificate beside the GGUF file *target*."""
     note = ""
@@ -93,10 +106,17 @@ def vllm_command(folder: Path) -> str:
 
 def card(path: str, target: Path, found: Sequence[Parity]) -> str:
     """Return a model card: what it was made of, with which settings, how it was judged, under which licence."""
+    held = "| form | same prompts | same likeliest tokens | mean log-probability difference |\n|---|---|---|---|\n"
+    use = f"```bash\n{vllm_command(Path(target.name))}\n```"
+    return _card(path, target, "text-generation", held + "\n".join(map(_row, found)), use)
+
+
+def _card(path: str, target: Path, kind: str, held: str, use: str) -> str:
+    """Return the card of a model that the Hub calls a *kind*."""
     place = find_model(path)
     run = RunFolder(Path(path))
     family = family_of(place.base)
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": kind, "tags": ["tunesmith"]}
     if family is not None:
         head["base_model"] = place.base
         if family.licence in _LICENCES:
@@ -106,9 +126,8 @@ def card(path: str, target: Path, found: Sequence[Parity]) -> str:
         f"# {target.resolve().name}",
         f"Made with Tunesmith {__version__} from `{_shown(place.base)}`.",
         *(_of_run(run) if run.is_run else ()),
-        "## Held against the run\n\n| form | same prompts | same likeliest tokens | mean log-probability difference |\n"
-        "|---|---|---|---|\n" + "\n".join(_row(each) for each in found),
-        f"## Use\n\n```bash\n{vllm_command(Path(target.name))}\n```",
+        f"## Held against the run\n\n{held}",
+        f"## Use\n\n{use}",
         "## Licence\n\n" + _licence(place.base, family.licence if family is not None else ""),
     ]
     return "\n\n".join(parts) + "\n"
