@@ -54,6 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "qwen3 16M": ("qwen3", {**_TINY, **_TIED, "num_hidden_layers": 6, "head_dim": 64}, 2000),
 }
 _LORA = {"type": "lora", "rank": 16}
+_GRPO = {"type": "grpo", "rewards": ["distinct_n"], "sampling": {"max_new_tokens": 32}}
 # name -> model, words a row, rows a step, changes to the recipe
 RECIPES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "lora": ("Qwen3-0.6B", 60, 8, {"method": _LORA}),
@@ -88,6 +89,28 @@ RECIPES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "lora, padded, small": ("qwen3 16M", 120, 16, {"method": _LORA, "engine": {"layout": "padded"}}),
     "lora, large vocabulary, small": ("qwen3 40M, 60k words", 60, 16, {"method": _LORA}),
     "full, small": ("qwen3 16M", 60, 16, {"method": "full"}),
+    "dpo, lora": ("SmolLM2-135M", 60, 4, {"method": _LORA, "stage": "dpo"}),
+    "grpo, lora": ("SmolLM2-135M", 60, 4, {"method": _LORA, "stage": _GRPO}),
+    "grpo, lora, many answers at once": (
+        "qwen3 40M, 60k words",
+        60,
+        4,
+        {
+            "method": _LORA,
+            "stage": {**_GRPO, "num_generations": 32},
+            "engine": {"gradient_checkpointing": True, "tokens_per_pass": 512},
+        },
+    ),
+    "grpo, full, start weights kept": (
+        "qwen3 40M, 60k words",
+        60,
+        4,
+        {
+            "method": "full",
+            "stage": {**_GRPO, "num_generations": 32, "beta": 0.05},
+            "engine": {"gradient_checkpointing": True, "tokens_per_pass": 512},
+        },
+    ),
     "freeze, small": ("llama 24M, own head", 120, 16, {"method": {"type": "freeze", "last": 2}}),
 }
 _CPU = f"CPU, one thread ({platform.machine()})"
@@ -127,6 +150,11 @@ def build(folder: Path, name: str, *, weights: bool = True) -> dict[str, Any]:
         }
         for _ in range(rows * 3)
     ]
+    if changes.get("stage") == "dpo":
+        examples = [
+            {"instruction": e["instruction"], "input": e["input"], "chosen": e["output"], "rejected": text(words // 2)}
+            for e in examples
+        ]
     (folder / "data.json").write_text(json.dumps(examples, ensure_ascii=False), "utf-8")
     tokenizer = make_tokenizer(NewTokenizer(vocabulary_size=2000), ["".join(alphabet), *(e["input"] for e in examples)])
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}

@@ -42,8 +42,8 @@ def main() -> None:
     """Train both, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="couplets, one JSON object a line: u(pper), l(ower)")
-    parser.add_argument("--couplets", type=int, default=60_000, help="to learn to write")
-    parser.add_argument("--pairs", type=int, default=12_000, help="of these, to learn to prefer")
+    parser.add_argument("--couplets", type=int, default=120_000, help="to learn to write")
+    parser.add_argument("--pairs", type=int, default=60_000, help="of these, to learn to prefer")
     parser.add_argument("--held-out", type=int, default=500)
     parser.add_argument("--output", type=Path, help="folder for the runs; a temporary one")
     chosen = parser.parse_args()
@@ -106,7 +106,7 @@ def prefer(folder: Path) -> None:
         data={"train": str(folder / "pairs.json"), "validation": str(folder / "held_out.json"), "max_tokens": 64},
         stage={"type": "dpo", "beta": 0.1},
         method="full",
-        schedule={"epochs": 2, "batch_size": 32, "learning_rate": 3e-4},
+        schedule={"epochs": 1, "batch_size": 32, "learning_rate": 4e-4},
     )
     outcome = train(asked, overwrite=True)
     lines = read_jsonl(outcome.folder.path / "metrics.jsonl")

@@ -142,22 +142,25 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused():
 @pytest.mark.gguf
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_finds_the_same_model(name, saved, tmp_path):
-    """The program that the files are for: the same tokens of every text, the same likeliest tokens."""
+    """The program that the files are for: the same tokens of every text, the same log-probabilities."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python builds it, in about 17 minutes")
     tuned = load_contestant(str(saved(name)), "cpu")
     write_gguf(tmp_path / "model.gguf", tuned, name, "f32")
     reference, tokenizer = Reference.ask("run", tuned), tuned.template.tokenizer
-    there = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=256, logits_all=True, verbose=False)
-    same = total = 0
+    there = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=256, logits_all=True, type_k=0, type_v=0, verbose=False)
+    same, apart = 0, []
     for text in TEXTS:
         found = there.tokenize(text.encode(), add_bos=False, special=True)
 
         assert tokenizer.encode(text, add_special_tokens=False) == found
-    for prompt, written, likeliest in zip(reference.prompts, reference.written, reference.likeliest, strict=True):
+    said = zip(reference.prompts, reference.written, reference.likeliest, reference.log_probabilities, strict=True)
+    for prompt, written, likeliest, log_probabilities in said:
         there.reset()
         there.eval([*prompt, *written])
         logits = torch.tensor(there.scores[len(prompt) - 1 : len(prompt) + len(written) - 1])
         same += int((logits.argmax(-1) == torch.tensor(likeliest)).sum())
-        total += len(written)
+        found = logits.log_softmax(-1).gather(1, torch.tensor(written)[:, None])[:, 0]
+        apart += (found - torch.tensor(log_probabilities)).abs().tolist()
 
-    assert same >= 0.98 * total
+    assert same >= 0.98 * len(apart)
+    assert max(apart) < 1e-3, sum(apart) / len(apart)

@@ -1,6 +1,7 @@
 """A LLaMA-Factory file trains as it is, with the losses of the recipe that one would write by hand."""
 
 import dataclasses
+import importlib
 import json
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from tunesmith.apps.cli import main
 from tunesmith.core.files import read_jsonl
 from tunesmith.recipe.importing.trl import TRL
+from tunesmith.recipe.importing.trl_online import DEFAULTS, ONLINE
 
 
 def run(monkeypatch, *words: str) -> object:
@@ -80,8 +82,23 @@ output: ours
 
 
 def test_every_argument_of_trl_has_an_outcome():
+    """Those of its commands' configurations and scripts; one that a new version brings is noticed here."""
     trl = pytest.importorskip("trl")
-    parts = (trl.SFTConfig, trl.DPOConfig, trl.RewardConfig, trl.ModelConfig, trl.ScriptArguments)
+    parts = [trl.SFTConfig, trl.DPOConfig, trl.RewardConfig, trl.ModelConfig, trl.ScriptArguments]
+    parts += [trl.KTOConfig, trl.GRPOConfig, trl.RLOOConfig]
+    parts += [importlib.import_module("trl.scripts.grpo").GRPOScriptArguments]
+    parts += [importlib.import_module("trl.scripts.rloo").RLOOScriptArguments]
     names = {field.name for part in parts for field in dataclasses.fields(part)}
 
     assert names - set(TRL.arguments) == set()
+
+
+def test_the_defaults_of_trls_online_commands_are_those_of_its_configurations():
+    """What is copied where nothing is said is what TRL would have taken."""
+    trl = pytest.importorskip("trl")
+    for stage, configuration in (("grpo", trl.GRPOConfig), ("rloo", trl.RLOOConfig)):
+        theirs = {field.name: field.default for field in dataclasses.fields(configuration)}
+        theirs["loss_type"] = [theirs.get("loss_type")]
+        ours = {name: row.default for name, row in ONLINE.items() if name in theirs} | DEFAULTS[stage]
+
+        assert {name: value for name, value in ours.items() if theirs[name] != value} == {}

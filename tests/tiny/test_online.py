@@ -26,7 +26,7 @@ from tunesmith.run.train import resume, train
 from tunesmith.stages import STAGES
 from tunesmith.stages._advantages import group_advantages, leave_one_out, rewards_to_go, separate_advantages
 from tunesmith.stages._asked import Asked, Rollout
-from tunesmith.stages._online import Batch
+from tunesmith.stages._rewarded import Batch
 from tunesmith.stages._rewards import reward_names
 from tunesmith.templates.tokens import TokenSequence
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -744,6 +745,35 @@ def test_wrong_adapters_end_the_command(folders, monkeypatch, words, says):
     monkeypatch.chdir(folders)
     with pytest.raises(UserError, match=re.escape(says)):
         make_service(folders, *words)
+
+
+def test_the_next_turn_of_a_talk_reads_only_what_is_new_and_gets_the_same_answer(folders):
+    """What the command line asks for reaches the engine; with ``--keep-tokens 0`` everything is read again."""
+    answers, reused = [], []
+    for kept_tokens in (4096, 0):
+        service = begin(Asked(model=str(folders / "base"), device="cpu", kept_tokens=kept_tokens), lambda _: None)
+        said: list[dict[str, str]] = []
+        with Running(create_app(service, Access(), lambda _: None)) as server:
+            for question in ("mist over the hill", "and the moon?"):
+                said.append({"role": "user", "content": question})
+                asked = {"model": "base", "messages": said, "max_tokens": 8, "temperature": 0}
+                done = server.client().chat.completions.create(**asked)
+                said.append({"role": "assistant", "content": done.choices[0].message.content or "…"})
+        service.close()
+        answers.append(said)
+        reused.append(service.engine.stats().reused_tokens)
+
+    assert answers[0] == answers[1]
+    assert reused[0] > len("mist over the hill")
+    assert reused[1] == 0
+
+
+def test_answers_are_not_held_back_until_their_head_was_received():
+    """Nagle's algorithm with delayed receipts costs every answer 40 ms."""
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # --- who may use it

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.core.errors import UserError
+from tunesmith.generation import adapter_rows
 from tunesmith.generation.batch import BatchLimits
 from tunesmith.generation.requests import (
     ContextTooLongError,
@@ -178,6 +179,57 @@ def test_beams_find_what_transformers_finds(start, load):
     assert [expected[: expected.index(5)] if 5 in expected else expected] == found
 
 
+# --- the next turn of a talk
+
+
+def talk(engine: BatchedEngine, model, prompt: tuple[int, ...], turns: int, **options) -> None:
+    """Ask with all that was said so far and a few tokens more; every answer is what the whole prompt gets."""
+    for turn in range(turns):
+        (found,) = ask(engine, [prompt], **options)
+
+        assert greedy(model, prompt, 12) == found
+        prompt = (*prompt, *found, *PROMPTS[turn][:3])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2-windowed", "gemma3-windowed"])
+def test_the_next_turn_reads_only_what_is_new(start, load, name):
+    engine, (model, _) = start(name, limits=BatchLimits(kept=200)), load(name)
+    talk(engine, model, PROMPTS[2], 4)
+    size = len(PROMPTS[2]) + 11  # the last token of an answer is not read
+
+    assert engine.stats().reused_tokens == sum(size + turn * 15 for turn in range(3))
+
+
+def test_talks_that_alternate_are_kept_as_long_as_there_is_room(start, load):
+    """The one that was of no use for longest goes first; what is longer than the room is not kept at all."""
+    engine, (model, _) = start(limits=BatchLimits(rows=2, kept=70)), load()
+    first, second, third = (tuple((7 * place + 13 * row) % 90 + 2 for place in range(20)) for row in range(3))
+    reused = []
+    for prompt in (first, second, first, third, second, first * 4, third):
+        (found,) = ask(engine, [prompt])
+        reused.append(engine.stats().reused_tokens)
+
+        assert greedy(model, prompt, 12) == found
+    assert reused == [0, 0, 19, 19, 19, 19, 38]
+
+
+def test_nothing_is_kept_between_adapters_or_where_it_is_not_wanted(start, load, adapters):
+    engine = start(limits=BatchLimits(kept=500))
+    engine.load_adapter("a", adapters[0])
+    base, tuned = load()[0], with_adapter(load, adapters[0])
+    talk(engine, base, PROMPTS[2], 2)
+    before = engine.stats().reused_tokens
+    talk(engine, tuned, PROMPTS[2], 1, adapter="a")
+    without = start()
+    talk(without, base, PROMPTS[2], 2)
+
+    assert before == engine.stats().reused_tokens > 0
+    assert without.stats().reused_tokens == 0
+    engine.unload_adapter("a")
+    engine.load_adapter("a", adapters[1])  # another of the same name
+    talk(engine, with_adapter(load, adapters[1]), PROMPTS[2], 2, adapter="a")
+
+
 # --- adapters
 
 
@@ -187,7 +239,9 @@ def with_adapter(load, folder: Path):
     return PeftModel.from_pretrained(load()[0], folder).eval()
 
 
-def test_adapters_share_a_batch_and_answer_as_peft_does(start, load, adapters):
+@pytest.mark.parametrize("bearable", [0, 1 << 21], ids=["moving", "stacked"])
+def test_adapters_share_a_batch_and_answer_as_peft_does(start, load, adapters, monkeypatch, bearable):
+    monkeypatch.setattr(adapter_rows, "_IN_VAIN_CPU", bearable)
     engine = start()
     for number, folder in enumerate(adapters):
         engine.load_adapter(f"a{number}", folder)

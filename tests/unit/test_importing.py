@@ -30,6 +30,15 @@ BASES = {
 # name -> a value that is not the default, where the kind does not give one that fits
 VALUES = {
     "pref_loss": "hinge",
+    "num_generations": 4,
+    "generation_batch_size": 8,
+    "steps_per_generation": 1,
+    "scale_rewards": "batch",
+    "importance_sampling_level": "sequence",
+    "multi_objective_aggregation": "normalize_then_sum",
+    "reward_funcs": "think_format_reward",
+    "reward_weights": [0.5],
+    "reward_clip_range": [-1, 1],
     "loss_weights": [0.5],
     "f_divergence_type": "js_divergence",
     "adam_beta1": 0.5,
@@ -99,6 +108,9 @@ COMPANIONS = {
     "predict_with_generate": {"val_size": 0.1},
     "do_predict": {"do_train": True},
     "quantization_method": {"quantization_bit": 4},
+    "use_bias_correction_kl": {"beta": 0.1},
+    "reward_model_name_or_path": {"reward_funcs": "think_format_reward"},
+    "vllm_structured_outputs_regex": {"use_vllm": True},
     "warmup_ratio": {},
     "temperature": {},
 }
@@ -135,6 +147,8 @@ def companions(program, name: str, row) -> dict:
         usual |= {"export_quantization_bit": 4}
         said.setdefault(own, values.partition("|")[0] or usual.get(needed, True))
         said |= companions(program, own, program.arguments[own])
+    if said.get("stage") in ("grpo", "rloo") and name != "reward_model_name_or_path":
+        said["reward_model_name_or_path"] = "a/r"
     return said
 
 
@@ -205,6 +219,8 @@ def what_it_does(program, name: str, folder: Path) -> tuple[str, ...]:
 FATAL = ("export_dir", "do_predict", "rope_scaling", "metric_for_best_model", "greater_is_better", "adapter", "rl")
 FATAL += ("galore_target", "apollo_target", "mix_strategy", "create_new_adapter", "loss_type")
 SAID_ANYWAY = ("do_train", "use_lora", "do_sample", "assistant_only_loss")
+# what the rest says already, and what leaves out a note that stands without it
+SAID_ANYWAY += ("generation_batch_size", "steps_per_generation", "use_bias_correction_kl")
 
 
 # --- what a recipe says

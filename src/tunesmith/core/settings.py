@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tunesmith.core.errors import UserError
 
+KEY_VARIABLE = "TUNESMITH_API_KEY"
+"""The environment variable that holds the key of an address, unless another is named."""
+
 KEPT_KERNELS = 64
 """Kernels of matrix products that a process keeps on the CPU, in each of two caches; a pass has some twenty."""
 
@@ -62,9 +65,9 @@ def model_hub() -> str:
     return chosen
 
 
-def api_key() -> str | None:
-    """Return the key that addresses of models are asked with (``TUNESMITH_API_KEY``); None where there is none."""
-    return os.environ.get("TUNESMITH_API_KEY") or None
+def api_key(variable: str = KEY_VARIABLE) -> str | None:
+    """Return the key that addresses of models are asked with, that *variable* holds; None where there is none."""
+    return os.environ.get(variable) or None
 
 
 def cpp_compiler() -> str | None:

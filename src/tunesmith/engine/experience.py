@@ -27,11 +27,17 @@ class Experience(Protocol):
     repeats: int
     """Steps in a row that learn from the same prompts."""
 
+    judges: bool
+    """Whether :meth:`judge` says how good the weights are; else the loss over held-out examples does."""
+
     def gather(self, step: int, chosen: Sequence[Example]) -> Gathered:
         """Return what step *step*, counted from 0, learns from; a function of it, the seed and the weights alone."""
 
     def judge(self, held_out: Sequence[Example]) -> dict[str, float]:
-        """Return measurements on held-out prompts; ``loss``, the less the better, decides which weights are best."""
+        """Return measurements on held-out prompts; ``loss``, the less the better, decides which weights are best.
+
+        Only where it :attr:`judges`.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return what the next step depends on beside the weights, as tensors and plain values."""

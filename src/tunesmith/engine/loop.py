@@ -112,7 +112,7 @@ class TrainingLoop:
         repeats = 1 if settings.experience is None else settings.experience.repeats
         order = ExampleOrder(len(examples), settings.batch_size, settings.seed, repeats)
         validation = list(validation)  # the same objects as in their packs
-        held_out = self._local_packs(validation) if validation and settings.experience is None else []
+        held_out = self._local_packs(validation) if validation and settings.judged_by_loss else []
         started = time.monotonic() - progress.seconds
         self.model.train()
         # one thread builds the next step's packs while this one computes; torch releases the interpreter lock
@@ -163,7 +163,7 @@ class TrainingLoop:
 
     def _judge(self, packs: Sequence[Pack], examples: Sequence[Example]) -> dict[str, float]:
         """Return the measurements on held-out *examples*, ``loss`` among them."""
-        if self.settings.experience is None:
+        if self.settings.experience is None or self.settings.judged_by_loss:
             measured = self.evaluate(packs, examples)
             shown = {"perplexity": math.exp(min(measured["loss"], 700.0))} if self.objective.has_perplexity else {}
             return {**measured, **shown}

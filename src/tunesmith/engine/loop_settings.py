@@ -33,3 +33,8 @@ class LoopSettings:
     """Share that a moving average of the weights keeps in a step; 0 averages nothing."""
     experience: Experience | None = None
     """What makes examples of prompts, step by step; None where the data's examples are learnt as they are."""
+
+    @property
+    def judged_by_loss(self) -> bool:
+        """Whether the loss over held-out examples decides which weights are best, and not what answers are worth."""
+        return self.experience is None or not self.experience.judges

@@ -23,8 +23,10 @@ from tunesmith.engine.losses import chunk_rows
 from tunesmith.engine.model import PackModel, pack_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from tunesmith.engine.pack import Pack
@@ -107,16 +109,14 @@ def trace_pass(
     blocks = blocks_of(base)
     if blocks is None:
         return _trace(model, base, tracer, pack, settings)
-    every, period = list(blocks), _period(base)
-    groups = [list(group) for _, group in groupby(range(len(every)), key=lambda i: _kind(every[i]))]
-    few = [_some(group, 2, period) for group in groups]
+    every, (few, more) = list(blocks), _chosen_blocks(base, blocks)
     rows, predictions = _chunk_of(base, settings), len(pack.target)
     # the gradient of a head that trains is summed over several chunks
     fewest = 2 if rows and base.get_output_embeddings().weight.requires_grad else 1
     short = _with_predictions(pack, fewest * rows) if rows and predictions > (fewest + 1) * rows else pack
 
-    def trace_with(chosen: list[list[int]], traced: Pack = short) -> PassTrace:
-        _set_blocks(blocks, [every[i] for group in chosen for i in group])
+    def trace_with(chosen: list[nn.Module], traced: Pack = short) -> PassTrace:
+        _set_blocks(blocks, chosen)
         return _trace(model, base, tracer, traced, settings)
 
     try:
@@ -124,15 +124,51 @@ def trace_pass(
         if short is not pack:
             longer = trace_with(few, _with_predictions(pack, (fewest + 1) * rows))
             result = result.plus(longer, shortest, predictions / rows - fewest)
-        for at, group in enumerate(groups):
-            more = _some(group, 3, period)
-            if len(more) > len(few[at]):
-                longer = trace_with([*few[:at], more, *few[at + 1 :]])
-                times = (len(group) - len(few[at])) / (len(more) - len(few[at]))
-                result = result.plus(longer, shortest, times)
+        for chosen, times in more:
+            result = result.plus(trace_with(chosen), shortest, times)
         return result
     finally:
         _set_blocks(blocks, every)
+
+
+def draw_out(base: PreTrainedModel, measure: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return what *measure*, which runs *base*, would find with all blocks; it is called with a few of each kind."""
+    blocks = blocks_of(base)
+    if blocks is None:
+        return measure()
+    every, (few, more) = list(blocks), _chosen_blocks(base, blocks)
+    try:
+        _set_blocks(blocks, few)
+        result = shortest = measure()
+        for chosen, times in more:
+            _set_blocks(blocks, chosen)
+            result = result + (measure() - shortest) * times
+        return result
+    finally:
+        _set_blocks(blocks, every)
+
+
+def _chosen_blocks(
+    base: PreTrainedModel, blocks: nn.ModuleList
+) -> tuple[list[nn.Module], list[tuple[list[nn.Module], float]]]:
+    """Return two periods of each kind of block; and for each kind of which there are more, three of it.
+
+    With those goes how many times what they need more than the two must be added, to have all of the kind.
+    """
+    every, period = list(blocks), _period(base)
+    groups = [list(group) for _, group in groupby(range(len(every)), key=lambda i: _kind(every[i]))]
+    few = [_some(group, 2, period) for group in groups]
+
+    def modules(chosen: list[list[int]]) -> list[nn.Module]:
+        return [every[i] for group in chosen for i in group]
+
+    found = []
+    for at, group in enumerate(groups):
+        more = _some(group, 3, period)
+        if len(more) > len(few[at]):
+            times = (len(group) - len(few[at])) / (len(more) - len(few[at]))
+            found.append((modules([*few[:at], more, *few[at + 1 :]]), times))
+    return modules(few), found
 
 
 def _chunk_of(base: PreTrainedModel, settings: PassSettings) -> int:

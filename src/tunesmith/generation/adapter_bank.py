@@ -1,11 +1,8 @@
 """Many LoRA adapters on one base: every row of a pass has its own, or a blend of several, or none.
 
-The factors of all adapters of a layer stand in one matrix each, one adapter below the other, so a pass takes two
-products a layer however many adapters it mixes; between them each row keeps only what is its own adapter's, times its
-weight there.  A blend is thus exactly the weighted sum of what its adapters do.  Nothing of the base is replaced: the
-layers' outputs are added to.
-
-Legend: K rows of a pass, W tokens a row, R ranks of the adapters that the pass uses.
+The factors of all adapters of a layer stand in one matrix each, one adapter below the other.  What a pass does with
+them depends on its rows (:mod:`tunesmith.generation.adapter_rows`); a blend is always exactly the weighted sum of what
+its adapters do.  Nothing of the base is replaced: the layers' outputs are added to.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.core.errors import UserError
+from tunesmith.generation.adapter_rows import Layer, Rows, arrange
 from tunesmith.models.load import read_adapter_config
 from tunesmith.models.schema import ADAPTER_WEIGHTS
 
@@ -29,14 +27,6 @@ if TYPE_CHECKING:
 
 _PREFIX = "base_model.model."
 _PARTS = (".lora_A.weight", ".lora_B.weight")
-
-
-@dataclass
-class _Layer:
-    """What all adapters add to one layer: ``[R, inputs]``, and ``[R, outputs]`` with their scales."""
-
-    down: Tensor
-    up: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,12 +43,11 @@ class AdapterBank:
     def __init__(self, base: Any) -> None:
         """Take the transformers model that they add to."""
         self._base = base
-        # adapter -> its first rank in all matrices, and how many it has
-        self._ranks: dict[int, tuple[int, int]] = {}
-        self._layers: dict[str, _Layer] = {}
-        self._range = slice(0, 0)
-        self._scales_KR: Tensor | None = None
+        # adapter -> its ranks in all matrices
+        self._ranks: dict[int, range] = {}
+        self._layers: dict[str, Layer] = {}
         self._used: tuple[AdapterWeights, ...] = ()
+        self._rows: Rows | None = None
 
     def read(self, folder: Path) -> Factors:
         """Return the adapter in *folder*, for :meth:`add`; raise :class:`UserError` where it does not fit the base."""
@@ -66,66 +55,54 @@ class AdapterBank:
 
     def add(self, key: int, factors: Factors) -> None:
         """Let rows use *factors* as *key*; never between :meth:`use` and the pass."""
-        start = sum(count for _, count in self._ranks.values())
+        start = sum(map(len, self._ranks.values()))
         for path in {*self._layers, *factors.layers}:
             layer = self._layers.get(path) or self._begin(path, factors, start)
             down, up = factors.layers.get(path, (None, None))
-            layer.down = torch.cat((layer.down, _filled(down, layer.down, factors.rank)))
-            layer.up = torch.cat((layer.up, _filled(up, layer.up, factors.rank)))
-        self._ranks[key] = (start, factors.rank)
-        self._used, self._scales_KR = (), None
+            layer.change(
+                torch.cat((layer.down, _filled(down, layer.down, factors.rank))),
+                torch.cat((layer.up, _filled(up, layer.up, factors.rank))),
+            )
+        self._ranks[key] = range(start, start + factors.rank)
+        self._used, self._rows = (), None
 
     def remove(self, key: int) -> None:
         """Free the adapter *key*; no row may use it any more."""
-        start, count = self._ranks.pop(key)
+        gone = self._ranks.pop(key)
         for layer in self._layers.values():
-            layer.down = torch.cat((layer.down[:start], layer.down[start + count :]))
-            layer.up = torch.cat((layer.up[:start], layer.up[start + count :]))
-        self._ranks = {
-            other: (begin - count if begin > start else begin, ranks) for other, (begin, ranks) in self._ranks.items()
-        }
-        self._used, self._scales_KR = (), None
+            layer.change(
+                torch.cat((layer.down[: gone.start], layer.down[gone.stop :])),
+                torch.cat((layer.up[: gone.start], layer.up[gone.stop :])),
+            )
+        for other, ranks in self._ranks.items():
+            if ranks.start > gone.start:
+                self._ranks[other] = range(ranks.start - len(gone), ranks.stop - len(gone))
+        self._used, self._rows = (), None
 
     def use(self, rows: Sequence[AdapterWeights]) -> None:
         """Have the rows of the next pass written by these; a single one holds for all rows."""
         if self._used == tuple(rows):
             return
-        self._used = tuple(rows)
-        keys = {key for row in rows for key, _ in row}
-        if not keys:
-            self._scales_KR = None
-            return
-        # from the first to the last adapter used: a range of rows of a matrix needs no copy
-        first = min(self._ranks[key][0] for key in keys)
-        last = max(sum(self._ranks[key]) for key in keys)
-        like = next(iter(self._layers.values())).down
-        scales_KR = torch.zeros(len(rows), last - first)
-        for place, row in enumerate(rows):
-            for key, weight in row:
-                start, count = self._ranks[key]
-                scales_KR[place, start - first : start - first + count] = weight
-        self._range, self._scales_KR = slice(first, last), scales_KR.to(like)
+        self._used, self._rows = tuple(rows), None
+        if any(rows):
+            like = next(iter(self._layers.values())).down
+            self._rows = arrange([tuple((self._ranks[key], weight) for key, weight in row) for row in rows], like)
 
-    def _begin(self, path: str, factors: Factors, ranks: int) -> _Layer:
+    def _begin(self, path: str, factors: Factors, ranks: int) -> Layer:
         """Let adapters add to the module at *path*, which the *ranks* that are there already do not."""
         down, up = factors.layers[path]
-        layer = self._layers[path] = _Layer(down.new_zeros(ranks, down.shape[1]), up.new_zeros(ranks, up.shape[1]))
+        layer = self._layers[path] = Layer(down.new_zeros(ranks, down.shape[1]), up.new_zeros(ranks, up.shape[1]))
 
         def add(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:  # noqa: ARG001 - a hook's
-            scales_KR = self._scales_KR
-            if scales_KR is None:
+            if self._rows is None:
                 return None
-            down_RI, up_RO = layer.down[self._range], layer.up[self._range]
-            flat = inputs[0].reshape(-1, down_RI.shape[1])
-            found = torch.mm(flat.to(down_RI.dtype), down_RI.T)
-            if len(scales_KR) > 1:
-                found = found.view(len(scales_KR), -1, found.shape[1]).mul_(scales_KR[:, None]).view_as(found)
-            else:
-                found = found.mul_(scales_KR)
-            if output.dtype == up_RO.dtype and output.is_contiguous():
-                output.view(-1, output.shape[-1]).addmm_(found, up_RO)
+            given = inputs[0] if inputs[0].dtype == layer.up.dtype else inputs[0].to(layer.up.dtype)
+            if output.dtype == layer.up.dtype and output.is_contiguous():
+                self._rows.add(layer, given, output)
                 return None
-            return output + torch.mm(found, up_RO).view_as(output).to(output.dtype)
+            added = torch.zeros(output.shape, dtype=layer.up.dtype, device=output.device)
+            self._rows.add(layer, given, added)
+            return output + added.to(output.dtype)
 
         self._base.get_submodule(path).register_forward_hook(add)
         return layer

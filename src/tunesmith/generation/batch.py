@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from tunesmith.generation.kept import KeptReplies, common_start
 from tunesmith.generation.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class BatchLimits:
     """Prompt tokens read in one pass; what is longer is read in parts, between which replies go on."""
     cache: int | None = None
     """Tokens that the cache may have room for, prompts and replies together; None sets no limit."""
+    kept: int = 0
+    """Tokens of finished replies that are kept for prompts that go on from them; never where the weights change."""
 
 
 class Batch(Protocol):
@@ -75,6 +78,11 @@ class _Row:
         self.most = len(self.reply.prompt) + self.reply.most
 
     @property
+    def tokens(self) -> tuple[int, ...]:
+        """What its slot holds."""
+        return (*self.reply.prompt, *self.reply.tokens)[: self.filled]
+
+    @property
     def left(self) -> int:
         """Tokens of the prompt that were not read."""
         return len(self.reply.prompt) - self.filled
@@ -90,11 +98,17 @@ class SlotBatch:
     before_pass: Callable[[], None] = lambda: None
     """Called before each pass: whoever ends replies from outside does it there."""
     steps: int = 0
+    reused: int = 0
+    """Tokens of prompts that were not read, as others had read them."""
     _writing: list[_Row] = field(default_factory=list)
     _part: _Row | None = None
     """A prompt that was read in part, and has the slot after those being written."""
     _waiting: deque[_Row] = field(default_factory=deque)
     _sampler: Sampler | None = None
+    _kept: KeptReplies = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._kept = KeptReplies(self.limits.kept)
 
     def add(self, reply: Reply) -> None:
         """Take *reply* in; it is begun as soon as there is room."""
@@ -112,9 +126,10 @@ class SlotBatch:
         return len(self._writing) + (self._part is not None)
 
     def clear(self) -> None:
-        """Drop all replies, as after an error."""
+        """Drop all replies, as after an error, and what is kept: perhaps there was no memory."""
         self._writing, self._part, self._sampler = [], None, None
         self._waiting.clear()
+        self._kept = KeptReplies(self.limits.kept)
         self.model.forget()
 
     def step(self) -> None:
@@ -169,6 +184,7 @@ class SlotBatch:
             if group and (width * (len(group) + 1) > self.limits.read or self._better_later(row, group)):
                 row.filled = 0
                 break
+            self.reused += row.filled
             group.append(self._waiting.popleft())
             if row.left > self.limits.read:
                 break
@@ -182,23 +198,27 @@ class SlotBatch:
         return not taken or self.limits.cache is None or (len(taken) + 1) * longest <= self.limits.cache
 
     def _share(self, row: _Row, slot: int) -> None:
-        """Copy what a reply being written holds of *row*'s prompt, all but its last token at most."""
+        """Copy what is held of *row*'s prompt, for a reply being written or a finished one: all but its last token."""
         prompt, best, source = row.reply.prompt, 0, 0
         for place, other in enumerate(self._writing):
             if other.reply.adapter == row.reply.adapter:
-                held = (*other.reply.prompt, *other.reply.tokens)[: other.filled]
-                common = min(_common(prompt, held), len(prompt) - 1)
+                common = min(common_start(prompt, other.tokens), len(prompt) - 1)
                 if common > best:
                     best, source = common, place
-        if best >= _SHARED:
+        kept, held = self._kept.find(row.reply.adapter, prompt)
+        if max(kept, best) < _SHARED:
+            return
+        if kept > best:
+            self.model.put_in(slot, held, kept)
+        else:
             self.model.copy(source, slot, best)
-            row.filled = best
+        row.filled = max(kept, best)
 
     def _better_later(self, row: _Row, group: Sequence[_Row]) -> bool:
         """Say whether *row*'s prompt begins as one of *group*, which it can copy from when that has been read."""
         return any(
             each.reply.adapter == row.reply.adapter
-            and _common(each.reply.prompt, row.reply.prompt) >= max(_SHARED, row.filled + 1)
+            and common_start(each.reply.prompt, row.reply.prompt) >= max(_SHARED, row.filled + 1)
             for each in group
         )
 
@@ -208,7 +228,10 @@ class SlotBatch:
             self._part = None
         before = len(self._writing)
         for place in range(before - 1, -1, -1):
-            if self._writing[place].reply.finish_reason is not None:
+            row = self._writing[place]
+            if row.reply.finish_reason is not None:
+                if _SHARED <= row.filled <= self._kept.most:
+                    self._kept.add(row.reply.adapter, row.tokens, self.model.take_out(place, row.filled))
                 last = self._writing.pop()
                 if place < len(self._writing):
                     self.model.copy(len(self._writing), place, last.filled)
@@ -286,15 +309,3 @@ def _take(sampler: Sampler, logits_NV: torch.Tensor) -> None:
     for reply, choice in zip(sampler.replies, sampler.choose(logits_NV), strict=True):
         if choice is not None:
             reply.take(choice)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens both begin with, comparing slices rather than tokens."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

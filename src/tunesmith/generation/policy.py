@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.engine.model import PackModel
     from tunesmith.engine.pack import Layout
     from tunesmith.engine.start_weights import StartWeights
+    from tunesmith.generation.remote_rollouts import RemoteSampler
     from tunesmith.generation.sampling import Completion, Sampling
     from tunesmith.templates.chat import ChatTemplate
     from tunesmith.templates.tokens import TokenSequence
@@ -45,6 +46,8 @@ class Policy:
         """*start* are the weights that :meth:`log_probabilities` compares with, where a stage does."""
         self.model, self.template, self.accelerator = model, template, accelerator
         self.layout, self.tokens_per_pass, self.seed, self.start = layout, tokens_per_pass, seed, start
+        self.remote: RemoteSampler | None = None
+        """Has a server write the answers, where one does."""
 
     def sample(
         self,
@@ -59,6 +62,11 @@ class Policy:
         """
         stops, seed = self.template.stop_ids, [self.seed, *turn]
         prompts, walks = [prompt for _, prompt in asked], []
+        if self.remote is not None:
+            groups = self.remote.sample(prompts, count, sampling, stop_ids=stops, seed=seed)
+            with self.accelerator.autocast():
+                self.remote.check(self.model.base, prompts, groups, sampling.temperature)
+            return groups
         if sampling.constraint is not None:
             vocabulary = Vocabulary.of(self.template.tokenizer)
             begin = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -92,6 +100,7 @@ class Policy:
         Where the model has a value head it is ``[t, 2]``, the values beside them.
         """
         assert not at_start or self.start is not None
+        assert self.model.teacher is None  # with one the model gives divergences
         out: list[NDArray[np.float32]] = [np.empty((0, 1), np.float32) for _ in sequences]
         examples = [Example((sequence,), values=(index,)) for index, sequence in enumerate(sequences)]
         weights = self.start.in_place() if at_start and self.start is not None else nullcontext()

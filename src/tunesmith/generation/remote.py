@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 from tunesmith.core.errors import UserError
 from tunesmith.core.registry import suggest
-from tunesmith.core.settings import api_key
+from tunesmith.core.settings import KEY_VARIABLE, api_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +30,14 @@ _TRIES = 4
 _SAME = ("top_p", "presence_penalty", "frequency_penalty", "seed")
 _ADDED = ("top_k", "min_p", "typical_p", "repetition_penalty")
 _NOT_THERE = ("num_beams", "best_of", "log_probabilities")
+
+
+class AddressRefusesError(UserError):
+    """An address has answered that it will not; *status* is HTTP's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def is_address(model: str) -> bool:
@@ -55,7 +63,7 @@ class RemoteModel:
         url = url.rstrip("/")
         if not _host(url):
             raise UserError(f"{address} is no address; write one such as http://localhost:8000/v1#NAME")
-        found = [str(each.get("id")) for each in _ask(f"{url}/models").get("data", [])]
+        found = [str(each.get("id")) for each in ask(f"{url}/models").get("data", [])]
         if not name and len(found) != 1:
             raise UserError(f"which model? {url} has {', '.join(found) or 'none'}; name one as {url}#NAME")
         if name and name not in found:
@@ -70,7 +78,7 @@ class RemoteModel:
         self, messages: Sequence[Message], settings: Generation, tools: Sequence[Any] = (), **more: Any
     ) -> Mapping[str, Any]:
         """Return all that the API says to *messages*; *more* are fields of the request, such as ``logprobs``."""
-        found = _ask(f"{self.url}/chat/completions", {**self._body(messages, settings, tools), **more})
+        found = ask(f"{self.url}/chat/completions", {**self._body(messages, settings, tools), **more})
         try:
             found["choices"][0]["message"]
         except (LookupError, TypeError):
@@ -123,9 +131,18 @@ def _host(url: str) -> str | None:
         return None
 
 
-def _ask(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the JSON that *url* answers."""
-    with _told_plainly(url), _send(url, body) as answer:
+def tell(url: str, body: Mapping[str, Any], variable: str = KEY_VARIABLE) -> bytes:
+    """Return what *url* answers to *body*, whatever it is; *variable* holds the key.
+
+    Raises :class:`AddressRefusesError`, and :class:`UserError` where nobody answers.
+    """
+    with _told_plainly(url), _send(url, body, variable) as answer:
+        return answer.read()
+
+
+def ask(url: str, body: Mapping[str, Any] | None = None, variable: str = KEY_VARIABLE) -> dict[str, Any]:
+    """Return the JSON that *url* answers; raise as :func:`tell` does."""
+    with _told_plainly(url), _send(url, body, variable) as answer:
         found = answer.read()
     try:
         return dict(json.loads(found))
@@ -133,23 +150,23 @@ def _ask(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         raise UserError(f"{url} answered no JSON: is it the address before /chat/completions?") from None
 
 
-def _send(url: str, body: Mapping[str, Any] | None) -> HTTPResponse:
+def _send(url: str, body: Mapping[str, Any] | None, variable: str = KEY_VARIABLE) -> HTTPResponse:
     """Return the response of *url*, to be read; try again where it is busy."""
     request = Request(url, None if body is None else json.dumps(body).encode(), {"content-type": "application/json"})
-    if key := api_key():
+    if key := api_key(variable):
         request.add_unredirected_header("authorization", f"Bearer {key}")  # not for whoever it may send us on to
     for turn in range(_TRIES):
         try:
             return cast("HTTPResponse", urlopen(request, timeout=_SECONDS))
         except HTTPError as error:
             if error.code not in (429, 503) or turn == _TRIES - 1:
-                raise UserError(_refusal(url, error)) from None
+                raise AddressRefusesError(_refusal(url, error, variable), error.code) from None
             wait = error.headers.get("retry-after") or ""
             time.sleep(min(float(wait), 60.0) if wait.isdigit() else 2.0**turn)
     raise AssertionError("the last try returns or raises")
 
 
-def _refusal(url: str, found: HTTPError) -> str:
+def _refusal(url: str, found: HTTPError, variable: str) -> str:
     """Return what the server says is wrong."""
     try:
         said = json.loads(found.read())
@@ -157,7 +174,7 @@ def _refusal(url: str, found: HTTPError) -> str:
         said = {}
     error = said.get("error", said) if isinstance(said, dict) else said
     message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    hint = "; set TUNESMITH_API_KEY to the key of this address" if found.code in (401, 403) else ""
+    hint = f"; set {variable} to the key of this address" if found.code in (401, 403) else ""
     return f"{url} refuses ({found.code}): {message or found.reason}{hint}"
 
 

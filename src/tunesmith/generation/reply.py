@@ -100,12 +100,12 @@ class Reply:
         token, told = choice
         if told is not None:
             self.log_probability += told.log_probability
+        shown = (told,) if told is not None and self.settings.log_probabilities is not None else ()
         if token in self.stop_ids:
-            self.end("stop", computed=1)
+            self._finish(Piece("", end=shown[0] if shown else None), "stop", computed=1)
             return
         self.tokens.append(token)
         text = "" if self._text is None else self._text.push(token)
-        shown = (told,) if told is not None and self.settings.log_probabilities is not None else ()
         piece = Piece(text, (token,), shown)
         if (self._text is not None and self._text.stop is not None) or self._completes(token):
             self._finish(piece, "stop", computed=1)
@@ -143,7 +143,7 @@ class Reply:
         rest = "" if self._text is None else self._text.finish()
         stop = None if self._text is None else self._text.stop
         self.finish_reason = "stop" if stop is not None else reason
-        last = Piece(piece.text + rest, piece.tokens, piece.log_probabilities, self.finish_reason, stop)
+        last = replace(piece, text=piece.text + rest, finish_reason=self.finish_reason, stop=stop)
         self._terms.write(last, computed)
 
     @property

@@ -89,6 +89,8 @@ class Piece:
     finish_reason: FinishReason | None = None
     stop: str | None = None
     """The stop string that ended the reply; None for a token."""
+    end: TokenLogProbability | None = None
+    """The token that ended the reply, where the settings ask for log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,7 @@ def join_pieces(pieces: Iterator[Piece]) -> Piece:
         tuple(each for piece in found for each in piece.log_probabilities),
         found[-1].finish_reason,
         found[-1].stop,
+        found[-1].end,
     )
 
 
@@ -250,6 +253,8 @@ class EngineStats:
     finished: Mapping[str, int] = field(default_factory=dict)
     """Replies that ended, by their finish reason."""
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Of these, the ones that were not read, as other requests had read them."""
     completion_tokens: int = 0
     steps: int = 0
     """Passes that wrote a token for each running reply; with ``completion_tokens`` they tell the mean batch."""

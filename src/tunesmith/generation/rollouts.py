@@ -149,7 +149,8 @@ class _Batch:
             input_ids=self.prompts,
             attention_mask=(places >= 0).long() if self.filled else None,
             position_ids=places.clamp(min=0),
-            logits_to_keep=1,
+            # by index: of the slice that 1 would take, of rows that do not touch, a CPU copies the head for each row
+            logits_to_keep=torch.tensor([width - 1], device=self.device),
         )
         cache = out.past_key_values
         if self.count > 1:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, SerializeAsAny
 
+from tunesmith.core.errors import Problem
 from tunesmith.core.registry import Block
 from tunesmith.generation.constraints import CONSTRAINTS, Constraint
+from tunesmith.generation.sampling_server import SamplingServer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +25,7 @@ class Sampling(Block):
     """Longest answer, in tokens; together with its prompt it must fit ``data.max_tokens``."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the logits, of sampling as of the loss; 1.0 samples what the model believes."""
+    """Divides the logits, of sampling as of a rewarded stage's loss; 1.0 samples what the model believes."""
 
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample only from so many of the likeliest tokens; 0 from all, as the loss assumes."""
@@ -38,6 +41,21 @@ class Sampling(Block):
 
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Answers written at once; changes speed and memory only."""
+
+    server: SamplingServer | None = None
+    """A server that writes them with the adapter as it is, such as vLLM's; left out, the model that trains does."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether some tokens may not be sampled at all."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
+    def check(self, recipe: Any) -> Iterable[Problem]:
+        """Yield what does not go together."""
+        if self.constraint is not None:
+            yield from self.constraint.check(recipe)
+        if self.server is not None:
+            yield from self.server.check(recipe, self.constraint is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

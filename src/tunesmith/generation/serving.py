@@ -176,6 +176,7 @@ class BatchedEngine:
                 prompt_tokens=self._counts["prompt_tokens"],
                 completion_tokens=self._counts["completion_tokens"],
                 steps=self._whole.steps + (joined.steps if joined else 0),
+                reused_tokens=joined.reused if joined else 0,
                 cache_tokens=self._slots.room,
                 adapters=len(self._loaded),
                 continuous=joined is not None,

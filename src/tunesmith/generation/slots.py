@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, NotImplementedError)
 UNLIMITED = 1 << 20
 """The context, in tokens, of models that do not say."""
+Held = list[tuple[Tensor, Tensor] | None]
+"""The keys and values of a slot, ``[H, places, D]``, by layer; None for one that keeps none of its own."""
 _FIRST_PLACES = 128
 # how far logits through the cache may be from the plain ones, relative to their spread: rounding, and no wrong mask
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.15}
@@ -50,6 +52,12 @@ class _SlotLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         self._pass = now
 
+    def begin(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take room for such keys and values, where there is none yet."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = (_grown(None, each, self._pass.room) for each in (key_states, value_states))
+            self.is_initialized = True
+
     def grow(self) -> None:
         """Take the room that there should be, where there is less: a slot may be copied to before a pass writes it."""
         if self.keys is not None and self.values is not None and self.keys.shape[0::2] != self._pass.room:
@@ -64,10 +72,10 @@ class _SlotLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values ``[K, H, W, D]``; return all that its rows hold, ``[K, H, L, D]``."""
         now = self._pass
-        if self.keys is None or self.values is None:
-            self.keys, self.values = (_grown(None, each, now.room) for each in (key_states, value_states))
-            self.is_initialized = True
-        elif (self.keys.shape[0], self.keys.shape[2]) != now.room:
+        self.begin(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        if (self.keys.shape[0], self.keys.shape[2]) != now.room:
             self.keys = _grown(self.keys, key_states, now.room)
             self.values = _grown(self.values, value_states, now.room)
         seen = slice(now.first, now.first + now.rows)
@@ -132,7 +140,8 @@ class SlotModel:
         kept = sorted(set(last))
         options: dict[str, Any] = {}
         if self._keeps:
-            options["logits_to_keep"] = 1 if kept == [width - 1] else torch.tensor(kept, device=device)
+            # by index: of a slice, whose rows do not touch, a CPU copies the head for each row
+            options["logits_to_keep"] = 1 if width == 1 else torch.tensor(kept, device=device)
             last = [kept.index(each) for each in last]
         logits = self.model(
             input_ids=tokens_KW,
@@ -153,6 +162,28 @@ class SlotModel:
             for held in (layer.keys, layer.values):
                 if held is not None:
                     held[target, :, :places] = held[source, :, :places]
+
+    def take_out(self, slot: int, places: int) -> Held:
+        """Return copies of what *slot* holds in its first *places*, for :meth:`put_in`."""
+        return [
+            None
+            if layer.keys is None or layer.values is None
+            else (layer.keys[slot, :, :places].clone(), layer.values[slot, :, :places].clone())
+            for layer in self._layers
+        ]
+
+    def put_in(self, slot: int, held: Held, places: int) -> None:
+        """Give *slot* the first *places* of what was taken out."""
+        self._make_room(slot + 1, places)
+        self._made_cache()
+        for layer, taken in zip(self._layers, held, strict=True):
+            if taken is not None:
+                layer.begin(taken[0][None], taken[1][None])
+                layer.grow()
+                assert layer.keys is not None
+                assert layer.values is not None
+                layer.keys[slot, :, :places] = taken[0][:, :places]
+                layer.values[slot, :, :places] = taken[1][:, :places]
 
     def forget(self) -> None:
         """Give the cache's memory back."""

@@ -60,6 +60,11 @@ class Method(Spec):
         """Yield why it cannot train on *device* (``cpu``, ``cuda``, ``mps``)."""
         return ()
 
+    def check_handed_over(self) -> Iterable[Problem]:
+        """Yield why what it trains cannot be handed to a server (vLLM, ours) that writes answers with it."""
+        problem = f"{self.type_name()} is handed to no server: those take low-rank adapters (LoRA) beside their base"
+        yield Problem("method", problem, hint="use method: lora, or leave stage.sampling.server out")
+
     def apply(self, model: PreTrainedModel) -> nn.Module:
         """Return *model* ready for training: adapters added, ``requires_grad`` set on exactly what trains.
 

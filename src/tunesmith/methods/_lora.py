@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from tunesmith.core.errors import UserError
+from tunesmith.core.errors import Problem, UserError
 from tunesmith.methods._layers import ALL_LINEAR, AbstractLayers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedModel
 
 
@@ -52,6 +54,13 @@ class AbstractLoRA(AbstractLayers):
     def variant(self) -> dict[str, Any]:
         """Return what a variant changes in peft's LoraConfig."""
         return {}
+
+    def check_handed_over(self) -> Iterable[Problem]:
+        """Refuse what vLLM does not read of an adapter: ranks and scales of single modules, and whole matrices."""
+        for name in ("rank_pattern", "alpha_pattern", "trained_tokens", "modules_to_save"):
+            if getattr(self, name):
+                problem = "servers take adapters of one rank and scale, and no whole matrices"
+                yield Problem(f"method.{name}", problem, hint="leave it or stage.sampling.server out")
 
     def choose(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return the modules to adapt; raise :class:`UserError` for more rank than the largest matrix has."""

@@ -1,7 +1,9 @@
 """DoRA: weights split into magnitude and direction; LoRA turns the direction (arXiv:2402.09353)."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from tunesmith.core.errors import Problem
 from tunesmith.methods._lora import AbstractLoRA
 
 
@@ -14,3 +16,8 @@ class DoRA(AbstractLoRA):
     def variant(self) -> dict[str, Any]:
         """Return the switch."""
         return {"use_dora": True}
+
+    def check_handed_over(self) -> Iterable[Problem]:
+        """Refuse it: vLLM has no DoRA, and our server takes plain LoRA."""
+        hint = "use method: lora, or leave stage.sampling.server out"
+        yield Problem("method", "servers that load adapters have no code for the magnitudes of dora", hint=hint)

@@ -44,6 +44,11 @@ class LoftQ(AbstractLoRA):
             problem = f"peft computes loftq on a GPU only, and this machine has {device}"
             yield Problem("method", problem, hint="use method: lora")
 
+    def check_handed_over(self) -> Iterable[Problem]:
+        """Refuse it: beside the weights that a server has, the adapter does something else."""
+        problem = "loftq's adapter makes up for what quantization lost here, and a server's base has not lost that"
+        yield Problem("method", problem, hint="use method: lora, or leave stage.sampling.server out")
+
     def begin(self, model: nn.Module, start: Start) -> None:  # noqa: ARG002 - the data does not matter
         """Set each adapter to the best approximation of its layer's quantization error; raise where it cannot."""
         import torch

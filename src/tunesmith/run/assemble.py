@@ -147,7 +147,7 @@ def assemble_loop(settled: Settled, packed: Any, accelerator: Any, folder: RunFo
         layout=layout,
         tokens_per_pass=plan.tokens_per_pass,
         max_gradient_norm=schedule.max_gradient_norm,
-        evaluate_every=plan.evaluate_every if recipe.evaluation.examples or not recipe.stage.online else None,
+        evaluate_every=plan.evaluate_every if recipe.evaluation.examples or not recipe.stage.reward_scores else None,
         patience=recipe.evaluation.patience,
         minimum_gain=recipe.evaluation.minimum_gain,
         checkpoint_every=plan.checkpoint_every,

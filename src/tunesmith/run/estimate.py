@@ -7,6 +7,7 @@ largest pack that the data give (:mod:`tunesmith.run.passes`).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from tunesmith.engine.pack import ROWS
 from tunesmith.run.need import TOO_MUCH, Memory, bound_memory, bytes_text, count_memory, scaled_share, weights_share
 from tunesmith.run.outline import Check, NoEstimateError
 from tunesmith.run.passes import look_at_passes
+from tunesmith.run.sampled import trace_sampling, writes_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tunesmith.engine.pack import Pack
     from tunesmith.run.machine import Machine
@@ -67,7 +69,10 @@ def estimate(outline: Outline, plan: Plan, prepared: Prepared, machine: Machine,
         memory = bound_memory(outline, plan, prepared, machine, passes)
         if memory.available and memory.share < _PLAINLY:
             return Estimate(parameters=parameters, trained=trained, memory=memory, work=None, passes=passes)
-    trace = _trace(outline, plan, passes)
+    with _said_where_it_cannot(outline):
+        trace = _trace(outline, plan, passes)
+        if writes_here(plan.recipe):
+            outline.sampling = outline.sampling or trace_sampling(outline, plan, prepared)
     memory = count_memory(outline, plan, prepared, machine, passes, trace)
     scale = passes.tokens_fed / max(1, largest)
     work = Work(operations=trace.operations * scale, tokens_fed=passes.tokens_fed, passes=passes.most)
@@ -87,7 +92,6 @@ def _seen_passes(outline: Outline, plan: Plan, prepared: Prepared) -> Passes:
 def _trace(outline: Outline, plan: Plan, passes: Passes) -> Any:
     """Return the trace of the largest pass; see to it that :attr:`Outline.check` is known."""
     import torch
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     from tunesmith.engine.activations import checkpoint_blocks
     from tunesmith.engine.phantom import PassSettings, trace_pass
@@ -116,13 +120,20 @@ def _trace(outline: Outline, plan: Plan, passes: Passes) -> Any:
             outline.traces[key] = trace_pass(outline.model, outline.base, outline.tracer, pack, settings)
         return outline.traces[key]
 
-    try:
-        largest = trace(passes.largest, settings)
-        checked = max(len(passes.compared.tokens), len(passes.checked.tokens))
-        if not checkpointing and checked * _PLAINLY_MORE <= len(passes.largest.tokens):
-            return largest
+    largest = trace(passes.largest, settings)
+    checked = max(len(passes.compared.tokens), len(passes.checked.tokens))
+    if checkpointing or checked * _PLAINLY_MORE > len(passes.largest.tokens):
         outline.check = outline.check or _trace_check(outline, plan, passes, trace, settings)
-        return largest
+    return largest
+
+
+@contextmanager
+def _said_where_it_cannot(outline: Outline) -> Iterator[None]:
+    """Raise :class:`NoEstimateError` where the model's code cannot run without numbers in here."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    try:
+        yield
     except (RuntimeError, NotImplementedError, DataDependentOutputException, DynamicOutputShapeException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NoEstimateError(f"{outline.config.model_type} does not run without numbers ({reason})") from error

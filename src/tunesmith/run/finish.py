@@ -18,6 +18,7 @@ from tunesmith.scoring import prepare_scores
 if TYPE_CHECKING:
     from tunesmith.core.events import Listener
     from tunesmith.engine.loop import TrainingLoop
+    from tunesmith.recipe.schema import Recipe
     from tunesmith.run.settle import Settled
 
 
@@ -31,7 +32,7 @@ def finish(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) ->
     with loop.evaluating():
         if recipe.checkpoints.use == "best" and best is not None and best != progress.step:
             load_weights(folder.checkpoints / f"step-{best:08d}", loop.inner.model)
-            why = "held-out reward was highest" if recipe.stage.online else "validation loss was lowest"
+            why = "held-out reward was highest" if recipe.stage.reward_scores else "validation loss was lowest"
             emit({"kind": "notice", "text": f"keeping the weights of step {best}, whose {why}"})
         if recipe.checkpoints.use == "average":
             kept = list_checkpoints(folder.checkpoints)
@@ -56,17 +57,9 @@ def save_weights(settled: Settled, model: Any, folder: RunFolder) -> None:
 
     recipe, template = settled.plan.recipe, settled.prepared.template
     base = recipe.method.base_model(model)
-    # an adapter belongs to what it was trained on, which may itself be an adapter
-    start = Path(start_place(recipe.model).weights) if recipe.model.path else None
-    on = start.resolve() if recipe.method.adds_adapter and start and start.is_dir() else None
-    if on is not None:
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = str(on)
     with whole_folder(folder.weights) as partial:
         recipe.stage.save(model, partial)
-        recipe.method.save(model, partial)
-        if on is not None:
-            remember_base(partial, on)
+        save_trained(recipe, model, partial)
         if recipe.model.quantization is not None:
             made_up = recipe.method.makes_up_for_quantization
             remember_quantization(partial, TrainedOn(recipe.model.quantization, made_up))
@@ -78,6 +71,19 @@ def save_weights(settled: Settled, model: Any, folder: RunFolder) -> None:
             generation = base.generation_config or GenerationConfig()
             generation.eos_token_id = list(template.stop_ids) or None
             generation.save_pretrained(partial)
+
+
+def save_trained(recipe: Recipe, model: Any, folder: Path) -> None:
+    """Write what was trained to *folder*; if that is an adapter, with the weights that it belongs to."""
+    # it belongs to what it was trained on, which may itself be an adapter
+    start = Path(start_place(recipe.model).weights) if recipe.model.path else None
+    on = start.resolve() if recipe.method.adds_adapter and start and start.is_dir() else None
+    if on is not None:
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = str(on)
+    recipe.method.save(model, folder)
+    if on is not None:
+        remember_base(folder, on)
 
 
 def _judge(settled: Settled, loop: TrainingLoop, layout: Any, emit: Listener) -> dict[str, Any]:

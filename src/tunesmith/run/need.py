@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tunesmith.core.settings import KEPT_KERNELS
+from tunesmith.run.sampled import bound_sampling, writes_here, written_together
 
 if TYPE_CHECKING:
     from tunesmith.run.machine import Machine
@@ -27,6 +28,8 @@ _FRAGMENTS = {"cpu": 0.05, "mps": 0.05, "cuda": 0.04}
 # the CPU's library keeps a kernel for each shape of a bfloat16 product (oneDNN's cache of primitives, before it
 # torch's): what malloc counts after a hundred shapes, and how many the two hold
 _KERNEL_BYTES, _MOST_KERNELS = 0.54 * MIB, 2 * KEPT_KERNELS
+# what is made only when the checks before the first step are done
+_AFTER_THE_CHECKS = ("optimizer", "start weights", "reward model")
 _OVERHEAD = ("fragments", "kernels", "libraries", "libraries at work")
 # fits plainly below, does not fit above; between the two nobody should promise anything
 CLOSE, TOO_MUCH = 0.9, 1.1
@@ -84,7 +87,7 @@ def count_memory(
 ) -> Memory:
     """Return the need of the worst moment: a pass, the check before the first step, or a checkpoint."""
     static = outline.static(plan)
-    weights = {name: size for name, size in static.items() if name != "optimizer"}
+    weights = {name: size for name, size in static.items() if name not in _AFTER_THE_CHECKS}
     trace = _on_device(trace, outline, plan, passes)
     phase = max(trace.peaks, key=lambda name: trace.peaks[name])
     gradients = round(trace.gradients[phase])
@@ -97,6 +100,8 @@ def count_memory(
         f"a pass, {phase}": {**static, **during},
         "the check before the first step": {**weights, "logits": _check_bytes(outline, prepared)},
         **_check_moments(outline, weights),
+        **_reference_moment(outline, plan, weights, trace),
+        **{name: {**static, **parts} for name, parts in (outline.sampling or {}).items()},
         "a checkpoint being written": {**static, "copy of the optimizer": static["optimizer"]},
     }
     if passes.following and not passes.follows:
@@ -153,6 +158,20 @@ def _check_moments(outline: Outline, weights: dict[str, int]) -> dict[str, dict[
     }
 
 
+def _reference_moment(outline: Outline, plan: Plan, weights: dict[str, int], trace: Any) -> dict[str, dict[str, int]]:
+    """Return what is there while another model is asked what it finds likely, before there is an optimizer."""
+    import torch
+
+    from tunesmith.engine.phantom import FORWARD
+
+    if not outline.reference_weights:
+        return {}
+    size = outline.reference_weights * getattr(torch, plan.precision).itemsize
+    # nothing is kept for a backward pass, and the logits come as in training
+    logits = max(0, round(max(trace.peaks.values()) - trace.peaks[FORWARD]))
+    return {"the reference being asked": {**weights, "reference model": size, "logits": logits}}
+
+
 def _with_overhead(
     parts: dict[str, int], moment: str, machine: Machine, plan: Plan, *, kernels: float, at_most: bool = False
 ) -> Memory:
@@ -178,10 +197,12 @@ def _check_bytes(outline: Outline, prepared: Prepared) -> int:
 def bound_memory(outline: Outline, plan: Plan, prepared: Prepared, machine: Machine, passes: Passes) -> Memory:
     """Return a bound without a trace: what no pass of any kind was seen to exceed."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     static = outline.static(plan)
     linears = [m for m in outline.model.modules() if isinstance(m, nn.Linear)]
     features = sum(m.in_features + m.out_features for m in linears)
+    features += sum(sum(m.weight.shape) for m in outline.model.modules() if isinstance(m, Conv1D))  # GPT-2's
     # a packed layer is unpacked for each of its products
     unpacked = 4 * max((m.weight.numel() for m in linears), default=0) if outline.packed else 0
     # experts stand in one tensor of three dimensions; a token goes through a few of them
@@ -197,7 +218,11 @@ def bound_memory(outline: Outline, plan: Plan, prepared: Prepared, machine: Mach
         "head and loss": 160 * MIB + vocabulary * 12,
         "unpacked weights": unpacked,
         "logits": _check_bytes(outline, prepared),
+        "reference model": 4 * outline.reference_weights,
     }
+    if writes_here(plan.recipe):
+        words = int(outline.config.get_text_config().vocab_size)
+        parts |= bound_sampling(written_together(plan, prepared), features, words)
     return _with_overhead(parts, "a bound on all of them", machine, plan, kernels=_MOST_KERNELS, at_most=True)
 
 
@@ -209,7 +234,7 @@ def scaled_share(memory: Memory, tokens: float) -> float:
 
 def weights_share(memory: Memory) -> float:
     """Return what is there whatever a pass holds, as a share of the memory."""
-    names = ("teacher", "weights, frozen", "weights that train", "optimizer")
+    names = ("teacher", "weights, frozen", "weights that train", *_AFTER_THE_CHECKS)
     return sum(memory.parts.get(name, 0) for name in names) / memory.available
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.errors import UserError
 from tunesmith.models.heads import put_head
 from tunesmith.run.continuing import apply_method
+from tunesmith.run.sampled import keeps_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -76,6 +77,8 @@ class Outline:
         """What traces passes, once its weights have been replaced by phantoms."""
         self.check: Check | None = None
         """What the checks were seen to take: the same for every budget of tokens."""
+        self.sampling: dict[str, dict[str, int]] | None = None
+        """What writing answers was seen to take, by moment: the same for every budget, too."""
         self.traces: dict[Any, Any] = {}
         """What passes were seen to take, by pack and settings …"""
         self.passes: dict[Any, Any] = {}
@@ -100,16 +103,20 @@ class Outline:
     @cached_property
     def teacher_weights(self) -> int:
         """Parameters of a model that stays beside the one that trains."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        name = self.recipe.stage.teacher_model()
+        return 0 if name is None else _count_weights(name)
 
-        from tunesmith.models.load import find_model
+    @cached_property
+    def reference_weights(self) -> int:
+        """Parameters of a model that is asked once, before the first step; none where it is the one that trains."""
+        name = self.recipe.stage.reference_model()
+        return 0 if name in (None, "start", "base") else _count_weights(str(name))
 
-        if (name := self.recipe.stage.teacher_model()) is None:
-            return 0
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(find_model(name, weights=False).base))
-        return sum(p.numel() for p in model.parameters())
+    @cached_property
+    def judge_weights(self) -> int:
+        """Parameters of models that say what answers are worth."""
+        names = [score.judge_model() for score in self.recipe.stage.reward_scores]
+        return sum(_count_weights(name, "AutoModel") for name in names if name is not None)
 
     def weight_types(self, plan: Plan) -> Any:
         """Return a function from a parameter to the type its numbers are kept in, as ``train`` makes them."""
@@ -133,13 +140,30 @@ class Outline:
         shared = _tied_bytes(self.model, dtype_of)
         frozen, trained = frozen - shared[0], trained - shared[1]
         teacher = self.teacher_weights * getattr(torch, plan.precision).itemsize
+        # as run/head_evaluation.py loads it
+        judges = self.judge_weights * (2 if plan.device == "cuda" else 4)
         shapes = [tuple(p.shape) for p in self.model.parameters() if p.requires_grad]
         return {
             **({"teacher": teacher} if teacher else {}),
+            **({"reward model": judges} if judges else {}),
             "weights, frozen": frozen,
             "weights that train": trained,
+            **({"start weights": trained} if keeps_start(self.recipe) else {}),
             "optimizer": round(plan.recipe.optimizer.state_bytes(shapes)),
         }
+
+
+def _count_weights(name: str, kind: str = "AutoModelForCausalLM") -> int:
+    """Return how many parameters the run, folder or Hub name *name* has; of an adapter, its base."""
+    import torch
+    import transformers
+
+    from tunesmith.models.load import find_model
+
+    config = transformers.AutoConfig.from_pretrained(find_model(name, weights=False).base)
+    with torch.device("meta"):
+        model = getattr(transformers, kind).from_config(config)
+    return sum(p.numel() for p in model.parameters())
 
 
 def _bytes_of(module: Any, name: str, count: int, size: int) -> int:

@@ -1,4 +1,4 @@
-"""What a report says of answers that a model was rewarded for: how the reward went, samples in parts, alarms."""
+"""What a report says of answers that a model learnt from: how their reward went, samples in parts, alarms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from tunesmith.run.report_view import Measure, Text, is_number, write_number
 
 HELD_OUT_REWARD = Text("held-out reward", "留出集奖励")
 REWARD = Text("reward", "奖励")
+REWARDED = Text("What was rewarded", "得到奖励的回答")
+WRITTEN = Text("What the model wrote while it learnt", "训练中模型自己写的回答")
 _ENDS = 5
 _SHOWN = 4
 
@@ -29,6 +31,7 @@ class RolloutView:
     steps: tuple[RolloutStep, ...]
     names: tuple[str, ...]
     """Of the reward's parts."""
+    title: Text
 
 
 def view_rollouts(rows: Sequence[Mapping[str, Any]]) -> RolloutView | None:
@@ -41,7 +44,8 @@ def view_rollouts(rows: Sequence[Mapping[str, Any]]) -> RolloutView | None:
     order = sorted(by_step)
     chosen = sorted({order[0], order[len(order) // 2], order[-1]})
     names = dict.fromkeys(name for row in rows for name in row.get("parts", {}))
-    return RolloutView(tuple(RolloutStep(step, tuple(by_step[step][:_SHOWN])) for step in chosen), tuple(names))
+    title = REWARDED if any("reward" in row for row in rows) else WRITTEN
+    return RolloutView(tuple(RolloutStep(step, tuple(by_step[step][:_SHOWN])) for step in chosen), tuple(names), title)
 
 
 def view_reward(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> list[Measure]:
@@ -65,6 +69,6 @@ def _rise(name: Text, first: float, last: float) -> Measure:
 
 
 def alarm_remarks(events: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """Return the alarms that were raised while the model was rewarded."""
+    """Return the alarms that were raised by what the model wrote."""
     alarms = dict.fromkeys(str(event.get("text", "")) for event in events if event.get("kind") == "alarm")
     return [Text(f"Alarm: {text}", f"警报：{text}") for text in alarms]

@@ -1,4 +1,4 @@
-"""Make each step's examples of the model's own answers, keep samples of them, and watch for the usual ways to cheat."""
+"""Make each step's examples of the model's own answers, keep samples of them, and watch for what goes wrong in them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tunesmith.engine.example import Example
 from tunesmith.engine.experience import Gathered
 from tunesmith.run.head_evaluation import RewardJudge
 from tunesmith.run.rollout_watch import RolloutWatch
+from tunesmith.run.sampling_server import make_remote_sampler
 from tunesmith.scoring import prepare_scores
-from tunesmith.stages._asked import Asked
+from tunesmith.stages._asked import conversation_of
 from tunesmith.stages._credit import Credit
 from tunesmith.templates.tokens import TokenSequence
 
@@ -38,7 +39,8 @@ class Rollouts:
         """*learnt* is the training data, which answers should not copy; *judged* held-out prompts are answered."""
         self.stage, self.policy, self.judged = stage, policy, judged
         self.repeats = int(stage.steps_per_batch)
-        self.watch = RolloutWatch([c.reference() or c.text or "" for c in learnt])
+        self.judges = bool(stage.reward_scores)
+        self.watch = RolloutWatch([c.reference() or c.text or "" for c in learnt], rewarded=self.judges)
         self._kept: tuple[int, list[Example]] | None = None
 
     def gather(self, step: int, chosen: Sequence[Example]) -> Gathered:
@@ -49,21 +51,27 @@ class Rollouts:
         began = time.monotonic()
         experienced = self.stage.experience((_LEARN, batch), chosen, self.policy)
         self._kept = (batch, experienced.examples) if self.repeats > 1 else None
-        rollouts = experienced.rollouts
-        tokens = [len(each.completion.tokens) for each in rollouts]
-        watched, alarms = self.watch.look(step + 1, [each.text for each in rollouts], tokens)
-        events: list[Event] = [{"kind": "alarm", "step": step + 1, "text": text} for text in alarms]
-        if batch % self.stage.record_every == 0 and self.stage.record:
-            rows = [_row(each) for each in rollouts[: self.stage.record]]
+        measured, events = self._look_at(step, experienced.rollouts)
+        if batch % self.stage.record_every == 0 and self.stage.record and experienced.rollouts:
+            rows = [_row(each) for each in experienced.rollouts[: self.stage.record]]
             events.append({"kind": "samples", "step": step + 1, "rows": rows})
         seconds = {"rollout_seconds": time.monotonic() - began}
-        cut = {"cut": sum(not each.completion.finished for each in rollouts) / len(rollouts)}
-        return Gathered(experienced.examples, {**experienced.measured, **watched, **cut, **seconds}, events)
+        return Gathered(experienced.examples, {**experienced.measured, **measured, **seconds}, events)
+
+    def _look_at(self, step: int, rollouts: Sequence[Rollout]) -> tuple[dict[str, float], list[Event]]:
+        """Return what the answers of *step* measure, and the alarms they raise; nothing where there are none."""
+        if not rollouts:
+            return {}, []
+        tokens = [len(each.completion.tokens) for each in rollouts]
+        prompts = [each.asked.tokens.tobytes() for each in rollouts]
+        watched, alarms = self.watch.look(step + 1, [each.text for each in rollouts], tokens, prompts)
+        cut = sum(not each.completion.finished for each in rollouts) / len(rollouts)
+        return {**watched, "cut": cut}, [{"kind": "alarm", "step": step + 1, "text": text} for text in alarms]
 
     def judge(self, held_out: Sequence[Example]) -> dict[str, float]:
         """Return the mean reward of an answer to each of the first prompts; ``loss`` is its negative."""
         rollouts = self.stage.roll_out((_JUDGE,), list(held_out)[: self.judged], self.policy, 1)
-        reward = sum(each.reward for each in rollouts) / len(rollouts)
+        reward = sum(each.reward or 0.0 for each in rollouts) / len(rollouts)
         parts = {
             f"reward_{name}": sum(each.parts[name] for each in rollouts) / len(rollouts) for name in rollouts[0].parts
         }
@@ -93,9 +101,8 @@ def make_rollouts(settled: Settled, packed: Any, accelerator: Any, layout: Any) 
     plan, recipe, prepared = settled.plan, settled.plan.recipe, settled.prepared
     stage: Any = recipe.stage
     check_model(packed.base)
-    packed.temperature = stage.sampling.temperature
     _check_constraint(stage.sampling, prepared.template.tokenizer)
-    start = StartWeights(packed.model) if stage.beta else None
+    start = StartWeights(packed.model) if stage.asks_start else None
     policy = Policy(
         packed,
         prepared.template,
@@ -105,7 +112,8 @@ def make_rollouts(settled: Settled, packed: Any, accelerator: Any, layout: Any) 
         seed=recipe.seed,
         start=start,
     )
-    learnt = [Asked.of(example).conversation for example in prepared.train.examples]
+    policy.remote = make_remote_sampler(settled, packed.model)
+    learnt = [conversation_of(example) for example in prepared.train.examples]
     load_judge = partial(RewardJudge, device=str(accelerator.device.type))
     prepare_scores(stage.reward_scores, lambda: learnt, load_judge)
     return Rollouts(stage, policy, learnt, recipe.evaluation.examples)
@@ -126,13 +134,15 @@ def _row(rollout: Rollout) -> dict[str, Any]:
     """Return an answer as it is kept."""
     conversation = rollout.asked.conversation
     asked = [{"role": message.role, "content": message.content} for message in conversation.prompt()]
+    earned: dict[str, Any] = {}
+    if rollout.reward is not None:
+        why = {name: why for name, why in rollout.why.items() if why}
+        earned = {"reward": rollout.reward, "parts": rollout.parts, "why": why}
     return {
         "origin": str(conversation.origin),
         "prompt": asked or [{"role": "text", "content": conversation.text or ""}],
         "answer": rollout.text,
-        "reward": rollout.reward,
-        "parts": rollout.parts,
-        "why": {name: why for name, why in rollout.why.items() if why},
+        **earned,
         "tokens": len(rollout.completion.tokens),
         "finished": rollout.completion.finished,
     }

@@ -243,13 +243,22 @@ class Service:
             Prompt(tuple(ids), Conversation(text=text), constraint=asked.constraint)
             for ids, text in zip(token_lists, texts, strict=True)
         ]
-        settings = self._sampling(asked, prompts[0], asked.logprobs)
+        # the token that ends an answer is told where log-probabilities are
+        told = 0 if asked.logprobs is None and asked.return_token_ids else asked.logprobs
+        settings = self._sampling(asked, prompts[0], told)
         speller = self._speller(served) if asked.logprobs is not None else None
         requests = [
-            each for prompt in prompts for each in self._requests(asked, served, prompt, settings, keep_control=False)
+            each
+            for prompt in prompts
+            for each in self._requests(
+                asked, served, prompt, settings, keep_control=False, ends_itself=not asked.ignore_eos
+            )
         ]
-        echoes = [text if asked.echo else "" for text in texts for _ in range(asked.n)]
-        writers = [TextWriter(index, speller, echo) for index, echo in enumerate(echoes)]
+        choices = [each for each in zip(texts, token_lists, strict=True) for _ in range(asked.n)]
+        writers = [
+            TextWriter(index, speller, text if asked.echo else "", ids if asked.return_token_ids else None)
+            for index, (text, ids) in enumerate(choices)
+        ]
         answer = Answer(served.name, writers, chat=False, tells_usage=asked.includes_usage)
         handles = self._submit(requests, "prompt", "constraint" if asked.constraint else None)
         return Exchange(served, answer, handles, sum(map(len, token_lists)), 0, asked.stream, self.metrics)
@@ -298,14 +307,22 @@ class Service:
         return sampling(asked, prompt, most=limits.max_tokens, preset=limits.preset, log_probabilities=told)
 
     def _requests(
-        self, asked: Sampling, served: Served, prompt: Prompt, settings: Generation, *, keep_control: bool
+        self,
+        asked: Sampling,
+        served: Served,
+        prompt: Prompt,
+        settings: Generation,
+        *,
+        keep_control: bool,
+        ends_itself: bool = True,
     ) -> list[Request]:
         """Return one request to the engine for each answer; their seeds differ."""
+        stop_ids = (*(served.template.stop_ids if ends_itself else ()), *(asked.stop_token_ids or ()))
         return [
             Request(
                 prompt.ids,
                 settings if settings.seed is None else settings.model_copy(update={"seed": settings.seed + index}),
-                stop_ids=(*served.template.stop_ids, *(asked.stop_token_ids or ())),
+                stop_ids=stop_ids,
                 adapter=served.adapter,
                 conversation=prompt.conversation,
                 deadline_seconds=self.limits.seconds,

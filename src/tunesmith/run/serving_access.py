@@ -89,12 +89,15 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; raise :class:`UserError` where the place is taken or not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+        listening = socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"cannot listen on {host}:{port}: {reason}; try another --port, or 0 for any free one"
         ) from None
+    # asyncio does so for sockets that it makes; else the body of an answer waits 40 ms until its head was received
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _host_name(header: str) -> str:

@@ -175,9 +175,11 @@ _FIELDS = {"content": "content", "reasoning": "reasoning_content"}
 class TextWriter:
     """A reply as text that goes on with a prompt."""
 
-    def __init__(self, index: int, speller: Speller | None, echo: str) -> None:
-        self._index, self._speller, self._echo = index, speller, echo
+    def __init__(self, index: int, speller: Speller | None, echo: str, prompt: Sequence[int] | None = None) -> None:
+        """Begin with *echo*; with the tokens of the *prompt* given, tell them and those of the answer."""
+        self._index, self._speller, self._echo, self._prompt = index, speller, echo, prompt
         self._text = ""
+        self._ids: list[int] = []
         self._told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         self._characters, self._offset = getincrementaldecoder("utf-8")("replace"), 0
         self._finish: str | None = None
@@ -191,7 +193,9 @@ class TextWriter:
         """Return *piece* as a chunk."""
         if piece.finish_reason is not None:
             self._finish = "length" if piece.finish_reason == "length" else "stop"
-        told = self._tell(piece.log_probabilities) if self._speller else None
+        end = () if piece.end is None or self._prompt is None else (piece.end,)
+        self._ids += [*piece.tokens, *(each.token for each in end)]
+        told = self._tell((*piece.log_probabilities, *end)) if self._speller else None
         if not piece.text and piece.finish_reason is None and not (told and told["tokens"]):
             return []
         return self._chunk(piece.text, told, self._finish)
@@ -199,7 +203,9 @@ class TextWriter:
     def choice(self) -> dict[str, Any]:
         """Return the text."""
         told = self._told if self._speller else None
-        return {"index": self._index, "text": self._text, "logprobs": told, "finish_reason": self._finish}
+        choice = {"index": self._index, "text": self._text, "logprobs": told, "finish_reason": self._finish}
+        ids = {} if self._prompt is None else {"token_ids": self._ids, "prompt_token_ids": list(self._prompt)}
+        return {**choice, **ids}
 
     def _chunk(self, text: str, told: Any = None, finish: str | None = None) -> list[dict[str, Any]]:
         self._text += text

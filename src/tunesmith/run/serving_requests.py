@@ -228,11 +228,17 @@ class CompletionRequest(Sampling):
     """Tell each token's log-probability, and those of so many alternatives."""
     suffix: Literal[""] | None = None
     """Not supported: may be empty."""
+    return_token_ids: bool = False
+    """Ours, as vLLM has it: tell the ids of the prompt and of the answer, with the token that ended it."""
+    ignore_eos: bool = False
+    """Ours, as vLLM has it: no token ends an answer but those of ``stop_token_ids``."""
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:
         if self.echo and self.logprobs is not None:
             raise ValueError("echo: the prompt's log-probabilities are not computed; leave echo or logprobs out")
+        if self.return_token_ids and self.stream:
+            raise ValueError("return_token_ids: a stream tells no ids; leave stream or return_token_ids out")
         return self
 
 

@@ -33,6 +33,7 @@ class Asked:
     limits: Limits = field(default_factory=Limits)
     batch: int = 32
     queue: int = 256
+    kept_tokens: int = 4096
     context: int | None = None
     trust_remote_code: bool = False
 
@@ -82,7 +83,7 @@ def begin(asked: Asked, listener: Listener) -> Service:
     engine = BatchedEngine(
         loaded.model,
         loaded.template.tokenizer,
-        limits=BatchLimits(rows=asked.batch),
+        limits=BatchLimits(rows=asked.batch, kept=asked.kept_tokens),
         waiting=asked.queue,
         context=asked.context,
         base=Path(loaded.root),

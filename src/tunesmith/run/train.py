@@ -25,6 +25,7 @@ from tunesmith.run.folder import RunFolder
 from tunesmith.run.machine import library_versions
 from tunesmith.run.plan import Plan
 from tunesmith.run.report import write_report
+from tunesmith.run.sampling_server import check_sampling_server
 from tunesmith.run.settle import Settled, settle
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _settle(recipe: Recipe, listener: Listener) -> Settled:
     if not settled.machine.has_torch:
         raise UserError("training needs torch: pip install torch")
     refuse_too_large(settled)
+    check_sampling_server(settled, listener)
     for text in settled.plan.notices:
         listener({"kind": "notice", "text": text})
     return settled

@@ -56,6 +56,10 @@ class Scorer(Spec):
         """Have the model loaded that it asks, if it asks one; called before the first answer is scored."""
         return
 
+    def judge_model(self) -> str | None:
+        """Return the model that :meth:`load` has loaded, which a plan counts; None where it asks none."""
+        return None
+
     def path_in(self, recipe: Any) -> str:
         """Return where *recipe* names this score, for problems: among its evaluation's, or as a reward."""
         places = [index for index, score in enumerate(recipe.evaluation.scores) if score is self]

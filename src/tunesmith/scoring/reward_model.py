@@ -38,6 +38,10 @@ class RewardModel(Scorer):
         if self._judge is None:
             self._judge = load_judge(self.model)
 
+    def judge_model(self) -> str | None:
+        """Return the model."""
+        return self.model
+
     def score(self, conversation: Conversation, answer: str) -> Score:
         """Return the score of *answer*; raise :class:`UserError` where nobody loaded the model."""
         return self.score_all([(conversation, answer)])[0]

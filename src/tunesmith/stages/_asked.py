@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,21 +32,21 @@ class Asked:
     @classmethod
     def of(cls, example: Example) -> Asked:
         """Return what :func:`ask` made *example* of."""
-        length, has_reference, text = example.values
-        return cls(example.sequences[0].tokens[:length], _from_text(text, example.origin), has_reference)
+        length, has_reference, _ = example.values
+        return cls(example.sequences[0].tokens[:length], conversation_of(example), has_reference)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """An answer to a prompt, and what it earned."""
+    """An answer to a prompt, and what it earned where it is judged."""
 
     asked: Asked
     completion: Completion
     text: str
-    reward: float
-    parts: dict[str, float]
+    reward: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
     """What each score gave, before its weight."""
-    why: dict[str, str]
+    why: dict[str, str] = field(default_factory=dict)
 
     def sequence(self) -> TokenSequence:
         """Return prompt and answer, the answer's tokens trained."""
@@ -77,11 +77,16 @@ def ask(conversations: Sequence[Conversation], template: ChatTemplate, longest: 
             continue
         stand_in = [*answer, *template.stop_ids[:1]][:most] if answer else prompt[-1:]
         sequence = TokenSequence.trained_from([*prompt, *stand_in], len(prompt))
-        out.append([Example((sequence,), conversation.origin, (len(prompt), bool(answer), _as_text(conversation)))])
+        out.append([Example((sequence,), conversation.origin, (len(prompt), bool(answer), as_text(conversation)))])
     return out
 
 
-def _as_text(conversation: Conversation) -> str:
+def conversation_of(example: Example) -> Conversation:
+    """Return the conversation that *example*, of any online stage, was made of: the last of what is kept beside it."""
+    return _from_text(example.values[-1], example.origin)
+
+
+def as_text(conversation: Conversation) -> str:
     """Return what scores may look at as JSON: it is kept among the examples."""
     messages: list[dict[str, Any]] = [asdict(message) for message in conversation.messages]
     usual = asdict(Message("user", ""))

@@ -64,7 +64,7 @@ class Stage(Spec):
 
     @property
     def reward_scores(self) -> Sequence[Scorer]:
-        """The scores that it learns by."""
+        """The scores that it learns by, and is judged by; one that has none is judged by its loss."""
         return ()
 
     def check_processes(self, processes: int) -> Iterable[Problem]:  # noqa: ARG002 - for those that override it
@@ -171,8 +171,7 @@ class Stage(Spec):
     def experience(self, turn: Sequence[int], prompts: Sequence[Example], policy: Policy) -> Experienced:
         """Return what the step learns from in place of *prompts*, asked of *policy*; of :attr:`online` stages only.
 
-        A function of *turn*, which seeds the sampling, the prompts and the weights alone.  The answers to a prompt are
-        one example, so that a pack computes the prompt once.
+        A function of *turn*, which seeds the sampling, the prompts and the weights alone.
         """
         raise NotImplementedError
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from tunesmith.core.errors import Problem
-from tunesmith.models.schema import Model
 from tunesmith.stages._base import Loss
-from tunesmith.stages._imitation import AbstractImitation
+from tunesmith.stages._taught import AbstractTaught
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -24,25 +21,12 @@ if TYPE_CHECKING:
     from tunesmith.engine.pack import Pack
 
 
-def _in_home(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+class Distill(AbstractTaught):
+    """Minimise the divergence from a teacher at each token of the data's answers.
 
-
-class Distill(AbstractImitation):
-    """Minimise the divergence from a teacher at each token of the answers, as a mean over the trained tokens of a step.
-
-    The teacher reads the same tokens, so it must have the same tokenizer.  It stays in memory beside the model, unless
-    ``top_k`` is set: then it is asked once, before the first step, and what it said is kept in the run's folder.
+    The teacher stays in memory beside the model, unless ``top_k`` is set: then it is asked once, before the first step,
+    and what it said is kept in the run's folder.
     """
-
-    teacher: Annotated[str, AfterValidator(_in_home)]
-    """The model to learn from: a run, a folder or a Hub name."""
-
-    beta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Which divergence: 0 forward KL (all that a teacher says), 1 reverse KL (its best), between Jensen–Shannon."""
-
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """What the logits of both are divided by; above 1 what the teacher finds unlikely counts more."""
 
     top_k: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Keep only the teacher's so many likeliest tokens, and the rest as one; such as 32. Left out, all of them."""
@@ -56,12 +40,6 @@ class Distill(AbstractImitation):
             raise ValueError("temperature needs the whole vocabulary, of which top_k keeps a part; leave one out")
         return self
 
-    def check(self, recipe: Any) -> Iterable[Problem]:
-        """Yield that the teacher cannot be found."""
-        yield from super().check(recipe)
-        for found in Model(path=self.teacher).check():
-            yield Problem("stage.teacher", found.message, hint=found.hint)
-
     def reference_model(self) -> str | None:
         """Return the teacher, where it is asked once."""
         return self.teacher if self.top_k is not None else None
@@ -72,17 +50,8 @@ class Distill(AbstractImitation):
 
     def begin(self, model: PackModel) -> None:
         """Load the teacher beside *model*, where it stays."""
-        if self.top_k is not None:
-            return
-        from tunesmith.engine.divergence import Teacher
-        from tunesmith.engine.model import PackModel as Packed
-        from tunesmith.models.load import find_model, model_from
-
-        loaded: Any = model_from(find_model(self.teacher), model.base.dtype, merge=True)
-        loaded = loaded.to(model.base.device)
-        loaded.config.use_cache = False
-        packed = Packed(loaded, loaded, model.attention.names).eval().requires_grad_(False)
-        model.teacher = Teacher(packed, self.beta, self.temperature)
+        if self.top_k is None:
+            super().begin(model)
 
     def prepare(
         self, data: Sequence[Example], chosen: Sequence[int], likelihoods: Likelihoods
@@ -93,10 +62,6 @@ class Distill(AbstractImitation):
             (ids.ravel().tolist(), np.round(log_p.astype(np.float64), 5).ravel().tolist())
             for ids, log_p in likelihoods.likeliest([data[index] for index in chosen], self.top_k)
         ]
-
-    def size(self, examples: Sequence[Example]) -> float:
-        """Return the summed weight of the trained tokens."""
-        return float(sum(sequence.weight_total for example in examples for sequence in example.sequences))
 
     def candidates(self, pack: Pack) -> Tensor | None:
         """Return the teacher's likeliest tokens, where it was asked beforehand."""
@@ -116,13 +81,14 @@ class Distill(AbstractImitation):
         """Return the weighted sum of divergences; of ``[m]``, where no teacher was asked, that of imitation."""
         from tunesmith.engine.divergence import divergence, with_tail
 
-        if log_probabilities.dim() == 1:
-            return Loss(-(pack.weight * log_probabilities).sum(), {})
-        if self.top_k is None:
-            apart, log_p = log_probabilities.unbind(1)
-        else:
-            log_p, own = log_probabilities[:, 0], log_probabilities[:, 1:]
-            apart = divergence(with_tail(own), with_tail(self._kept(pack, 1).to(own.dtype)), self.beta)
+        if self.top_k is None or log_probabilities.dim() == 1:
+            return super().loss(log_probabilities, pack)
+        log_p, own = log_probabilities[:, 0], log_probabilities[:, 1:]
+        apart = divergence(with_tail(own), with_tail(self._kept(pack, 1).to(own.dtype)), self.beta)
+        return self.divergence_loss(apart, log_p, pack)
+
+    def divergence_loss(self, apart: Tensor, log_p: Tensor, pack: Pack) -> Loss:
+        """Return the divergences, with imitation of the data's own tokens where that counts."""
         total, imitation = (pack.weight * apart).sum(), -(pack.weight * log_p).sum()
         parts = {"divergence": total.detach(), "sft_loss": imitation.detach()}
         return Loss(total + self.sft_weight * imitation if self.sft_weight else total, parts)

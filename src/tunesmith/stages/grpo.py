@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.stages._advantages import group_advantages, separate_advantages
 from tunesmith.stages._credit import PackCredit, clipped, clipped_share, divergence, spread
-from tunesmith.stages._online import AbstractClipped, Batch
+from tunesmith.stages._rewarded import AbstractClipped, Batch
 
 if TYPE_CHECKING:
     import numpy as np

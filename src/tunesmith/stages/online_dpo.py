@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tunesmith.stages._online import AbstractOnline, Batch
+from tunesmith.stages._rewarded import AbstractRewarded, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.stages._credit import PackCredit
 
 
-class OnlineDPO(AbstractOnline):
+class OnlineDPO(AbstractRewarded):
     """Sample, let the rewards say which answer is better, and prefer that one over the other.
 
     How much better does not matter.  Prompts whose answers all earned the same teach nothing.

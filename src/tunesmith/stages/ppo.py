@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tunesmith.stages._advantages import generalized_advantages, whitened
 from tunesmith.stages._credit import PackCredit, clipped, clipped_share
-from tunesmith.stages._online import AbstractClipped, Batch
+from tunesmith.stages._rewarded import AbstractClipped, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,7 @@ class PPO(AbstractClipped):
     def begin(self, model: PackModel) -> None:
         from tunesmith.engine.value_head import add_value_head
 
+        super().begin(model)
         add_value_head(model)
 
     def save(self, model: nn.Module, folder: Path) -> None:

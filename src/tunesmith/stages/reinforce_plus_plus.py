@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.stages._advantages import rewards_to_go, whitened
 from tunesmith.stages._credit import PackCredit, clipped, clipped_share
-from tunesmith.stages._online import AbstractClipped, Batch
+from tunesmith.stages._rewarded import AbstractClipped, Batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

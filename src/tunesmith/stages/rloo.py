@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunesmith.stages._advantages import leave_one_out, whitened
 from tunesmith.stages._credit import PackCredit, clipped, clipped_share, spread
-from tunesmith.stages._online import AbstractClipped, Batch
+from tunesmith.stages._rewarded import AbstractClipped, Batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

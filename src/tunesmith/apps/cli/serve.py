@@ -56,6 +56,9 @@ def serve(  # noqa: PLR0913 - an argument is an option of the command line
     ] = None,
     batch: Annotated[int, typer.Option(help="Answers that are written at the same time.", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 256,
+    keep_tokens: Annotated[
+        int, typer.Option(help="Tokens of finished answers to keep, so that a next turn reads only what is new.", min=0)
+    ] = 4096,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take, waiting included.", min=0.1)] = 600.0,
     max_request_bytes: Annotated[int, typer.Option(help="Largest request.", min=1024)] = 8 * 2**20,
     adapter_folder: AdapterFolders = None,
@@ -83,6 +86,7 @@ def serve(  # noqa: PLR0913 - an argument is an option of the command line
         limits=Limits(max_tokens=max_tokens, seconds=timeout, preset=preset, adapter_folders=folders),
         batch=batch,
         queue=queue,
+        kept_tokens=keep_tokens,
         context=context,
         trust_remote_code=trust_remote_code,
     )

@@ -60,6 +60,9 @@ class Program:
     title: str
     arguments: Mapping[str, Argument]
     rules: tuple[Callable[[Translation], None], ...]
+    begin: Callable[[Translation], None] = lambda _: None
+    """What must be known before the table is followed: which of its rows there are."""
+
     old_names: Mapping[str, str] = field(default_factory=dict)
     """Names of earlier versions and of tutorials -> today's."""
 

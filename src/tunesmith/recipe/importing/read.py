@@ -50,6 +50,7 @@ def import_words(
         processes or process_settings().world_size,
     )
     translation.take(given)
+    chosen.begin(translation)
     translation.follow_table()
     for rule in chosen.rules:
         if not translation.fatal:
@@ -135,7 +136,7 @@ def _launcher(word: str, program: str, stage: str) -> tuple[str, str]:
         return "llamafactory", stage
     if last in ("trl", "axolotl"):
         return last, stage
-    if program == "trl" and word in ("sft", "dpo", "kto", "reward", "grpo"):
+    if program == "trl" and word in ("sft", "dpo", "kto", "reward", "grpo", "rloo"):
         return program, word
     if last in _LAUNCHERS or last.endswith(".py") or word in ("train", "launch", "-m", "sft", "dpo", "export"):
         return program, stage

@@ -1,4 +1,4 @@
-"""TRL's arguments (1.16) of ``trl sft``, ``trl dpo`` and ``trl reward``: their configurations and the script's own."""
+"""TRL's arguments (1.16) of ``trl sft``: its configuration, the script's own, and what all of TRL's commands share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from tunesmith.core.errors import DataError, RecipeError
 from tunesmith.data.source import Source, settle_source
-from tunesmith.recipe.importing import blocks, huggingface
+from tunesmith.recipe.importing import blocks, huggingface, trl_online, trl_preferences
 from tunesmith.recipe.importing.argument import (
     Argument,
     Program,
@@ -20,7 +20,8 @@ from tunesmith.recipe.importing.argument import (
     unneeded,
 )
 from tunesmith.recipe.importing.llamafactory import LLAMAFACTORY
-from tunesmith.recipe.importing.trl_preferences import DPO, REWARD, preferences
+from tunesmith.recipe.importing.trl_online import ONLINE
+from tunesmith.recipe.importing.trl_preferences import DPO, KTO, REWARD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +33,7 @@ _MADE = "examples are made with all cores, and kept"
 _PACKED = "sequences are always packed, and none sees another"
 
 _SCRIPT: Mapping[str, Argument] = {
-    "stage": ruled("stage", "text", "sft"),  # the command: trl sft, trl dpo or trl reward
+    "stage": ruled("stage", "text", "sft"),  # the command: trl sft, dpo, kto, reward, grpo or rloo
     "dataset_name": ruled("data.train", "text"),
     "dataset_config": ruled("data.train", "text"),
     "dataset_train_split": ruled("data.train", "text", "train"),
@@ -73,7 +74,7 @@ _MODEL: Mapping[str, Argument] = {
 }
 
 _SFT: Mapping[str, Argument] = {
-    "max_length": copied("data.max_tokens", "whole", 1024),
+    "max_length": copied("data.max_tokens", "whole", 1024, needs="stage=sft|dpo|kto|rm"),
     "truncation_mode": refused("a longer one loses its end", "text", "keep_start"),
     "completion_only_loss": ruled("stage.train_on_prompt", "flag"),
     "assistant_only_loss": ruled("stage.train_on_prompt", "flag", False),
@@ -106,7 +107,7 @@ _INHERITED: Mapping[str, Argument] = {
     "bf16": same_as(_BASE, "bf16", default=True),
     "gradient_checkpointing": same_as(_BASE, "gradient_checkpointing", default=True),
     "logging_steps": same_as(_BASE, "logging_steps", default=10),
-    **all_of(unneeded("trl sft and trl dpo train, whatever it says", "flag"), do_train=False, do_predict=False),
+    **all_of(unneeded("trl trains, whatever it says", "flag"), do_train=False, do_predict=False),
     # of newer transformers than LLaMA-Factory's
     **all_of(
         unneeded("blocks are computed again or not: engine.gradient_checkpointing"),
@@ -121,17 +122,25 @@ _INHERITED: Mapping[str, Argument] = {
 }
 
 
+def begin(t: Translation) -> None:
+    """Say which command the arguments are of, and what leaving one out means there: rows depend on it."""
+    if t.value("stage") == "reward":
+        t.mean("stage", "rm", "stage")
+    elif not t.said("stage") and (found := trl_online.asked_for(t)):
+        t.mean("stage", *found)
+    elif not t.said("stage"):
+        kinds = {"kto": KTO, "rm": REWARD, "dpo": DPO}
+        theirs = ((stage, name) for stage, rows in kinds.items() for name in rows if t.said(name))
+        t.mean("stage", *next(theirs, ("sft", "stage")))
+    t.assumed |= {**trl_preferences.DEFAULTS, **trl_online.DEFAULTS}.get(t.value("stage"), {})
+
+
 def start(t: Translation) -> None:
     """Say which of LLaMA-Factory's words TRL's mean: the shared rules know those."""
     if not t.said("model_name_or_path"):
         t.refuse("model_name_or_path", "is missing", "name a folder, or a model of the Hub", fatal=True)
     if not t.said("dataset_name") and not t.said("datasets"):
         t.refuse("dataset_name", "is missing: nothing would train", fatal=True)
-    if not t.said("stage") and any(map(t.said, DPO)):
-        first = next(filter(t.said, DPO))
-        t.mean("stage", "dpo", first)
-    if t.value("stage") == "reward" or (not t.said("stage") and t.said("center_rewards_coefficient")):
-        t.mean("stage", "rm", "stage" if t.said("stage") else "center_rewards_coefficient")
     t.mean("finetuning_type", "lora" if t.value("use_peft") else "full", "use_peft")
     for name, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
         if t.value(name):
@@ -144,6 +153,16 @@ def start(t: Translation) -> None:
     )
     if t.value("loss_type") not in (["nll"], ["chunked_nll"]) and t.value("stage") == "sft":
         t.refuse("loss_type", "only the plain loss is there (nll)", fatal=True)
+
+
+def stage(t: Translation) -> None:
+    """Translate what is minimised."""
+    if t.value("stage") in trl_online.STAGES:
+        guessed = t.value("stage") == "grpo" and t.asked["stage"].name != "stage"
+        note = "taken for trl grpo, whose arguments trl rloo has too" if guessed else ""
+        t.put("stage.type", t.value("stage"), "stage", note=note)
+    else:
+        blocks.stage(t)
 
 
 def data(t: Translation) -> None:
@@ -180,11 +199,13 @@ def _mixed(t: Translation, each: Any) -> Any:
 
 def _trained_tokens(t: Translation) -> None:
     """Say whether prompts are learnt: TRL learns all of a conversation, but only the completion of a prompt."""
+    if t.value("stage") != "sft":
+        return
     kind = _format(t.values["data"]["train"][0])
     if kind == "text":
         t.put("stage.type", "pretrain", note="rows are plain text")
         return
-    if t.value("stage") != "sft" or t.value("assistant_only_loss") or t.value("completion_only_loss"):
+    if t.value("assistant_only_loss") or t.value("completion_only_loss"):
         return
     if t.said("completion_only_loss"):
         t.put("stage.train_on_prompt", True, "completion_only_loss")
@@ -221,18 +242,23 @@ def template(t: Translation) -> None:
 TRL = Program(
     name="trl",
     title="TRL",
-    arguments={**_TRAINING, **huggingface.OLD_ARGUMENTS, **_INHERITED, **_SCRIPT, **_MODEL, **_SFT, **DPO, **REWARD},
+    arguments={
+        **{**_TRAINING, **huggingface.OLD_ARGUMENTS, **_INHERITED},
+        **{**_SCRIPT, **_MODEL, **_SFT, **DPO, **KTO, **REWARD, **ONLINE},
+    },
+    begin=begin,
     rules=(
         start,
         huggingface.output,
-        blocks.stage,
+        stage,
         blocks.model,
         blocks.quantization,
         data,
         template,
         blocks.method,
-        preferences,
+        trl_preferences.preferences,
         huggingface.schedule,
+        trl_online.online,
         blocks.optimizer,
         huggingface.engine,
         huggingface.evaluation,

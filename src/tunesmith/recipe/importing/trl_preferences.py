@@ -1,8 +1,8 @@
-"""TRL's arguments (1.16) of ``trl dpo`` and ``trl reward``, and the rules that make a stage of them."""
+"""TRL's arguments (1.16) of ``trl dpo``, ``trl kto`` and ``trl reward``, and the rules that make a stage of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.recipe.importing.argument import Argument, all_of, copied, refused, ruled, unneeded
 from tunesmith.stages._pair_losses import LOSSES, SMOOTHED
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from tunesmith.recipe.importing.translation import Translation
 
-_PAIRS, _REWARD = "stage=dpo", "stage=rm"
+_PAIRS, _LABELS, _JUDGED, _REWARD = "stage=dpo", "stage=kto", "stage=dpo|kto", "stage=rm"
+_COMPARED, _DROPPING = "stage=dpo|kto|grpo|rloo", "stage=dpo|kto|rm|grpo|rloo"
 
 DPO: Mapping[str, Argument] = {
-    "beta": copied("stage.beta", "number", 0.1, needs=_PAIRS),
+    "beta": copied("stage.beta", "number", 0.1, needs=_COMPARED),
     "label_smoothing": ruled("stage.label_smoothing", "number", 0.0, needs=_PAIRS),
     "loss_weights": ruled("stage.loss_type", "any", needs=_PAIRS),
     "ld_alpha": ruled("stage.tail_weight", "number", needs=_PAIRS),
@@ -23,41 +24,58 @@ DPO: Mapping[str, Argument] = {
     "f_alpha_divergence_coef": ruled("stage.divergence_alpha", "number", 0.5, needs=_PAIRS),
     "discopop_tau": ruled("stage.discopop_temperature", "number", 0.05, needs=_PAIRS),
     "use_weighting": refused("pairs are not weighted by their likelihood (WPO)", "flag", False, needs=_PAIRS),
-    "disable_dropout": ruled("method.dropout", "flag", True, needs="stage=dpo|rm"),
-    "sync_ref_model": refused("the reference stays as it is (TR-DPO moves it)", "flag", False, needs=_PAIRS),
+    "disable_dropout": ruled("method.dropout", "flag", True, needs=_DROPPING),
+    "sync_ref_model": refused("the reference stays as it is (TR-DPO moves it)", "flag", False, needs=_COMPARED),
     "ref_model_mixup_alpha": refused("the reference stays as it is", "number", 0.6, needs="sync_ref_model"),
     "ref_model_sync_steps": refused("the reference stays as it is", "whole", 512, needs="sync_ref_model"),
     **all_of(
-        unneeded("the reference is asked once, and its answers are kept with the run", needs=_PAIRS),
+        unneeded("the reference is asked once, and its answers are kept with the run", needs=_JUDGED),
         precompute_ref_log_probs=False,
         precompute_ref_batch_size=None,
     ),
 }
 
 
+KTO: Mapping[str, Argument] = {
+    "desirable_weight": copied("stage.desirable_weight", "number", 1.0, needs=_LABELS),
+    "undesirable_weight": copied("stage.undesirable_weight", "number", 1.0, needs=_LABELS),
+}
+
 REWARD: Mapping[str, Argument] = {
     "center_rewards_coefficient": copied("stage.center_rewards_coefficient", "number", needs=_REWARD),
 }
 
 
+# what leaving an argument out means, where other commands have it too
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "dpo": {"learning_rate": 1e-6, "loss_type": ["sigmoid"]},
+    "kto": {"learning_rate": 1e-6, "loss_type": ["kto"]},
+    "rm": {"learning_rate": 1e-4},
+}
+
+
 def preferences(t: Translation) -> None:
-    """Translate the losses on pairs with their weights, and the rewards; must come after the method."""
-    if t.value("stage") == "rm":
-        _usual(t, 1e-4)
-    elif t.value("stage") == "dpo":
+    """Translate the losses on pairs and labels with their weights, and the rewards; must come after the method."""
+    if t.value("stage") not in DEFAULTS:
+        return
+    if t.value("stage") == "dpo":
         _losses(t)
-
-
-def _usual(t: Translation, learning_rate: float) -> None:
-    """Take over the rate that is TRL's own, and that it trains without dropout."""
-    if not t.said("learning_rate"):
-        t.put("schedule.learning_rate", learning_rate, "learning_rate")
+    elif t.value("stage") == "kto":
+        _loss_of_labels(t)
     if t.value("disable_dropout") and t.value("use_peft"):
         t.put("method.dropout", 0.0, "disable_dropout", note="TRL switches all dropout off, the adapters' too")
 
 
+def _loss_of_labels(t: Translation) -> None:
+    (name, *others) = t.value("loss_type")
+    if others or name not in ("kto", "apo_zero_unpaired"):
+        t.refuse("loss_type", f"{', '.join([name, *others])} is none", "one of kto, apo_zero_unpaired", fatal=True)
+    else:
+        t.put("stage.loss_type", name, "loss_type")
+
+
 def _losses(t: Translation) -> None:
-    names = t.value("loss_type") if t.said("loss_type") else ["sigmoid"]
+    names = t.value("loss_type")
     unknown = [name for name in names if name not in (*LOSSES, "sft")]
     if unknown:
         t.refuse("loss_type", f"{unknown[0]!r} is none", f"one of {', '.join(LOSSES)}, sft", fatal=True)
@@ -76,7 +94,6 @@ def _losses(t: Translation) -> None:
     if imitation:
         t.put("stage.sft_weight", imitation, "loss_type", "loss_weights")
     _settings_of_losses(t, list(weights))
-    _usual(t, 1e-6)
 
 
 def _settings_of_losses(t: Translation, losses: list[str]) -> None:
