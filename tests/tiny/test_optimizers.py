@@ -114,6 +114,28 @@ def test_every_optimizer_learns_a_small_set_by_heart(name, settings):
 
 
 @every_case
+def test_a_step_takes_no_more_memory_than_a_plan_counts(name, settings):
+    """Beside weights, gradients and state, and not half of what it counts either, where that is worth counting."""
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(1024, 64)})
+    model["layers"] = torch.nn.ModuleList(torch.nn.Linear(64, 256, bias=False) for _ in range(4))
+    optimizer = build(name, settings, model)
+    moved(model, optimizer, 2)
+    feed(model, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        optimizer.step()
+    alive = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    counted = OPTIMIZERS.get(name)(**settings).step_bytes([tuple(p.shape) for p in model.parameters()], "cpu")
+    a_weight = 4 * model["embed"].weight.numel()
+
+    assert peak < 1.05 * counted + a_weight * 0.6  # badam makes the state of the next block, which is counted as state
+    assert peak > 0.45 * counted - a_weight / 4
+
+
+@every_case
 def test_every_optimizer_goes_on_from_disk_as_if_it_had_never_stopped(name, settings, tmp_path):
     """Three steps, a checkpoint without pickle, three more: the same bits as six steps that saved on their way."""
     whole = make_model()

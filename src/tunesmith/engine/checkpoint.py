@@ -140,10 +140,15 @@ def set_random_state(state: dict[str, Any]) -> None:
 def save_tree(path: Path, tree: Any) -> None:
     """Write nested dicts and lists of tensors and plain values: tensors to safetensors, the rest to JSON."""
     tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
 
     def strip(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[str(len(tensors))] = value.detach().contiguous().clone()
+            found = value.detach().contiguous()
+            place = found.untyped_storage().data_ptr()
+            # the format takes no two tensors in one piece of memory; a copy of all would double the optimizer's
+            tensors[str(len(tensors))] = found.clone() if place in storages else found
+            storages.add(place)
             return {"tensor": str(len(tensors) - 1)}
         if isinstance(value, dict):
             return {"dict": [[key, strip(item)] for key, item in value.items()]}

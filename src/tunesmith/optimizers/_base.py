@@ -24,6 +24,9 @@ class Optimizer(Spec):
     state_bytes_per_weight: ClassVar[float] = 8.0
     """Bytes of state that are kept for each weight that trains."""
 
+    step_floats: ClassVar[float] = 0.0
+    """Float32 numbers that a step takes for a moment for each weight of the matrix at hand, beside its gradient."""
+
     package: ClassVar[str] = ""
     """What it needs beyond Tunesmith's own requirements, as it is imported; nothing where empty."""
 
@@ -61,6 +64,10 @@ class Optimizer(Spec):
         Where it depends on which weights are which, shapes that repeat are taken to be those of the blocks.
         """
         return self.state_bytes_per_weight * sum(math.prod(shape) for shape in shapes)
+
+    def step_bytes(self, shapes: Sequence[tuple[int, ...]], device: str) -> float:  # noqa: ARG002
+        """Return the bytes that a step on *device* takes beside weights, gradients and state: those of the largest."""
+        return 4.0 * self.step_floats * max(map(math.prod, shapes), default=0)
 
     def check(self, recipe: Any) -> Iterable[Problem]:
         """Yield a package that is missing, a method it makes no sense with, and patterns that are none."""

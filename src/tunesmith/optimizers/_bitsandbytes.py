@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # bitsandbytes keeps the state of smaller weights in float32
 _SMALLEST_IN_8_BITS = 4096
+# off CUDA averages, gradient and weight are unpacked for a step, and packed again
+STEP_FLOATS_IN_8_BITS = 6.0
 
 
 def state_bytes_in_8_bits(shapes: Sequence[tuple[int, ...]], states: int) -> float:
@@ -35,11 +37,15 @@ class AbstractBitsAndBytesAdamW(AbstractAdam):
     """AdamW of bitsandbytes."""
 
     package: ClassVar[str] = "bitsandbytes"
+    step_floats: ClassVar[float] = 4.0
     bits: ClassVar[int] = 32
     paged: ClassVar[bool] = False
 
     def state_bytes(self, shapes: Sequence[tuple[int, ...]]) -> float:
         return state_bytes_in_8_bits(shapes, 2) if self.bits == 8 else super().state_bytes(shapes)
+
+    def step_bytes(self, shapes: Sequence[tuple[int, ...]], device: str) -> float:
+        return 0.0 if device == "cuda" else super().step_bytes(shapes, device)
 
     def check_machine(self, device: str) -> Iterable[Problem]:
         if self.paged:

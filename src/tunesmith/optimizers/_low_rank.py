@@ -11,7 +11,7 @@ from tunesmith.core.errors import Problem
 from tunesmith.core.registry import is_missing
 from tunesmith.optimizers._adam import AbstractAdam
 from tunesmith.optimizers._base import INSTALL_HINT
-from tunesmith.optimizers._bitsandbytes import state_bytes_in_8_bits
+from tunesmith.optimizers._bitsandbytes import STEP_FLOATS_IN_8_BITS, state_bytes_in_8_bits
 from tunesmith.optimizers._blocks import hidden_matrices, split_shapes
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class AbstractLowRank(AbstractAdam):
     """Keeps Adam's state of a block's matrices in few dimensions; embeddings, head and vectors take plain AdamW."""
 
     only_whole_weights: ClassVar[str] = "projects the gradients of whole matrices; an adapter's are of low rank already"
+    step_floats: ClassVar[float] = 1.2
     scaling: ClassVar[Literal["project", "channel", "tensor"]]
 
     rank: Annotated[int, Field(ge=1)] = 128
@@ -51,6 +52,10 @@ class AbstractLowRank(AbstractAdam):
         kept = [(self.rank, max(s)) for s in projected] + [s for s in matrices if min(s) <= self.rank] + plain
         bases = 4.0 * self.rank * sum(map(min, projected))
         return bases + (state_bytes_in_8_bits(kept, 2) if self.bits == 8 else 8.0 * sum(map(math.prod, kept)))
+
+    def step_bytes(self, shapes: Sequence[tuple[int, ...]], device: str) -> float:
+        unpacks = self.bits == 8 and device != "cuda"  # embeddings are not projected
+        return (STEP_FLOATS_IN_8_BITS / self.step_floats if unpacks else 1) * super().step_bytes(shapes, device)
 
     def build(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """Return Adam with projections, on torch's or bitsandbytes' AdamW."""

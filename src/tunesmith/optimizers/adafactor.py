@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class Adafactor(Optimizer):
     """AdamW's adaptive rates for a few bytes a row and a column; the schedule of the recipe holds."""
+
+    step_floats: ClassVar[float] = 4.0
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Memory of the gradient's mean; 0 keeps none, any other value costs four bytes a weight."""

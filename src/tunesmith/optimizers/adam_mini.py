@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunesmith.optimizers._adam import AbstractAdam
 
@@ -19,6 +19,8 @@ _QUERY_OR_KEY = re.compile(r"\b(q_proj|k_proj|wq|wk|query|key)\.weight$")
 
 class AdamMini(AbstractAdam):
     """AdamW's steps with half of its memory: queries and keys share a moment by head, other matrices by row."""
+
+    step_floats: ClassVar[float] = 1.5
 
     def state_bytes(self, shapes: Sequence[tuple[int, ...]]) -> float:
         return 4.0 * sum(math.prod(shape) + (shape[0] if len(shape) > 1 else 1) for shape in shapes)

@@ -2,11 +2,12 @@
 
 from typing import ClassVar
 
-from tunesmith.optimizers._bitsandbytes import AbstractBitsAndBytesAdamW
+from tunesmith.optimizers._bitsandbytes import STEP_FLOATS_IN_8_BITS, AbstractBitsAndBytesAdamW
 
 
 class AdamW8bit(AbstractBitsAndBytesAdamW):
     """Nearly AdamW's result in a quarter of its memory; worth it where whole weights train."""
 
     state_bytes_per_weight: ClassVar[float] = 2.03
+    step_floats: ClassVar[float] = STEP_FLOATS_IN_8_BITS
     bits: ClassVar[int] = 8

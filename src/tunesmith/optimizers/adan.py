@@ -17,6 +17,7 @@ class Adan(Optimizer):
     """Three averages and the last gradient: twice AdamW's memory, often fewer steps."""
 
     state_bytes_per_weight: ClassVar[float] = 16.0
+    step_floats: ClassVar[float] = 2.0
     package: ClassVar[str] = "pytorch_optimizer"
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.98

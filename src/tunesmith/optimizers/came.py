@@ -20,6 +20,7 @@ class CAME(Optimizer):
     """Factored second moments, a full first one, and confidence in each update."""
 
     state_bytes_per_weight: ClassVar[float] = 4.0
+    step_floats: ClassVar[float] = 4.0
     package: ClassVar[str] = "pytorch_optimizer"
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

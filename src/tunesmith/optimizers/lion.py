@@ -15,6 +15,7 @@ class Lion(AbstractLion):
     """Keeps one average instead of two; wants a lower rate and more weight decay than AdamW."""
 
     state_bytes_per_weight: ClassVar[float] = 4.0
+    step_floats: ClassVar[float] = 2.0
     package: ClassVar[str] = "pytorch_optimizer"
 
     def build(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunesmith.optimizers._bitsandbytes import state_bytes_in_8_bits
+from tunesmith.optimizers._bitsandbytes import STEP_FLOATS_IN_8_BITS, state_bytes_in_8_bits
 from tunesmith.optimizers._lion import AbstractLion
 
 if TYPE_CHECKING:
@@ -18,10 +18,14 @@ class Lion8bit(AbstractLion):
     """The smallest state of an optimizer that remembers each weight's momentum."""
 
     state_bytes_per_weight: ClassVar[float] = 1.02
+    step_floats: ClassVar[float] = STEP_FLOATS_IN_8_BITS
     package: ClassVar[str] = "bitsandbytes"
 
     def state_bytes(self, shapes: Sequence[tuple[int, ...]]) -> float:
         return state_bytes_in_8_bits(shapes, 1)
+
+    def step_bytes(self, shapes: Sequence[tuple[int, ...]], device: str) -> float:
+        return 0.0 if device == "cuda" else super().step_bytes(shapes, device)
 
     def build(self, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """Return bitsandbytes' Lion."""

@@ -23,6 +23,8 @@ class Muon(AbstractAdam):
     Steps are scaled to be as large as AdamW's, so that its rates and weight decay hold.
     """
 
+    step_floats: ClassVar[float] = 0.7
+
     only_whole_weights: ClassVar[str] = (
         "makes steps of whole matrices orthogonal, which the halves of an adapter are not"
     )

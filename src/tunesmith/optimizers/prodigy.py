@@ -21,6 +21,7 @@ class Prodigy(AbstractAdam):
     """For when no rate is known: ``schedule.learning_rate`` is a multiple of what it finds, usually 1."""
 
     state_bytes_per_weight: ClassVar[float] = 16.0
+    step_floats: ClassVar[float] = 1.2
     package: ClassVar[str] = "pytorch_optimizer"
     needs_all_weights: ClassVar[str] = "prodigy finds one rate from all weights"
 

@@ -22,6 +22,8 @@ class ScheduleFree(Optimizer):
     Training moves other weights than those that are judged and saved: the loop switches between them.
     """
 
+    step_floats: ClassVar[float] = 4.0
+
     package: ClassVar[str] = "pytorch_optimizer"
     averages_weights: ClassVar[bool] = True
 

@@ -22,9 +22,9 @@ MIB = 2**20
 # once imported and used; on CUDA our judgement of the context and its kernels
 _LIBRARIES = {"cpu": 330 * MIB, "mps": 700 * MIB, "cuda": 600 * MIB}
 # what those take besides at their first training step on a CPU: pools of threads, buffers of products, Arrow
-_IN_USE = 110 * MIB
+_IN_USE = 75 * MIB
 # allocators cannot use all of what they hold: share of the tensors' peak
-_FRAGMENTS = {"cpu": 0.05, "mps": 0.05, "cuda": 0.04}
+_FRAGMENTS = {"cpu": 0.09, "mps": 0.09, "cuda": 0.04}
 # the CPU's library keeps a kernel for each shape of a bfloat16 product (oneDNN's cache of primitives, before it
 # torch's): what malloc counts after a hundred shapes, and how many the two hold
 _KERNEL_BYTES, _MOST_KERNELS = 0.54 * MIB, 2 * KEPT_KERNELS
@@ -85,7 +85,7 @@ class Memory:
 def count_memory(
     outline: Outline, plan: Plan, prepared: Prepared, machine: Machine, passes: Passes, trace: Any
 ) -> Memory:
-    """Return the need of the worst moment: a pass, the check before the first step, or a checkpoint."""
+    """Return the need of the worst moment: a pass, a check before the first step, the optimizer, or sampling."""
     static = outline.static(plan)
     weights = {name: size for name, size in static.items() if name not in _AFTER_THE_CHECKS}
     trace = _on_device(trace, outline, plan, passes)
@@ -102,7 +102,7 @@ def count_memory(
         **_check_moments(outline, weights),
         **_reference_moment(outline, plan, weights, trace),
         **{name: {**static, **parts} for name, parts in (outline.sampling or {}).items()},
-        "a checkpoint being written": {**static, "copy of the optimizer": static["optimizer"]},
+        **_step_moment(outline, plan, static),
     }
     if passes.following and not passes.follows:
         share = passes.following / len(passes.largest.tokens)
@@ -112,6 +112,16 @@ def count_memory(
         moments[f"a pass, {phase}"]["gradients of all processes"] = static["weights that train"]
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return _with_overhead(moments[moment], moment, machine, plan, kernels=_count_kernels(passes, trace))
+
+
+def _step_moment(outline: Outline, plan: Plan, static: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Return what is there while the optimizer changes the weights, where that takes more than it keeps."""
+    shapes = [tuple(p.shape) for p in outline.model.parameters() if p.requires_grad]
+    taken = plan.recipe.optimizer.step_bytes(shapes, plan.device)
+    if not taken:
+        return {}
+    gradients = 0 if plan.recipe.engine.optimizer_in_backward else static["weights that train"]
+    return {"the optimizer's step": {**static, "gradients": gradients, "averages unpacked": round(taken)}}
 
 
 def _count_kernels(passes: Passes, trace: Any) -> float:

@@ -7,6 +7,7 @@ blocks, and drawn out to all of them; so is an evaluation.  What a checkpoint wr
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -187,6 +188,7 @@ def _checkpoint_seconds(job: Job) -> float:
         began = time.perf_counter()
         file.write(content)
         file.flush()
+        os.fsync(file.fileno())  # as a checkpoint is: what is not on the disk has not been saved
         seconds = time.perf_counter() - began
     return seconds * size / max(1, count)
 
