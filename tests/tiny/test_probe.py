@@ -28,6 +28,17 @@ def test_steps_are_timed(make_recipe, method, architecture):
     assert "s an evaluation" in plan.why["seconds"]
 
 
+def test_better_weights_are_written_at_each_evaluation(make_recipe, monkeypatch):
+    """A checkpoint is on the disk before a step goes on, and a short run makes one nearly each time that it looks."""
+    monkeypatch.setattr(probe, "_checkpoint_seconds", lambda job: 1000.0)
+    recipe = make_recipe(schedule={"steps": 7, "batch_size": 2}, evaluation={"every": 2}, checkpoints={"every": 3})
+
+    plan = plan_for(recipe, probe=True).settled.plan
+
+    assert plan.seconds // 1000 == len({2, 3, 4, 6, 7})
+    assert "1e+03 s a checkpoint" in plan.why["seconds"]
+
+
 def test_a_part_of_the_blocks_is_drawn_out():
     """What a block more takes is added for each that was left out; a timer's noise takes nothing away."""
     few, more = probe._Times(1.0, 0.2, 0.4), probe._Times(1.5, 0.1, 0.6)

@@ -103,12 +103,18 @@ class _Grouped:
     """``[G, M, R]``: how much of each rank; 0 where a group has fewer rows or ranks."""
     rows: int
 
+    def __post_init__(self) -> None:
+        """See whether every row wants the whole of its adapter, as most do: then nothing is scaled."""
+        self._whole = bool((self.scales == 1).all())
+
     def add(self, layer: Layer, inputs: Tensor, output: Tensor) -> None:
         groups, places, ranks = self.scales.shape
         down_GIR, up_GRO = layer.groups(self.ranks, groups)
         moved = inputs.reshape(self.rows, -1).index_select(0, self.row_of).view(groups, -1, inputs.shape[-1])
         found = torch.bmm(moved, down_GIR)
-        if found.shape[1] == places:
+        if self._whole:
+            pass
+        elif found.shape[1] == places:
             found.mul_(self.scales)
         else:
             found.view(groups, places, -1, ranks).mul_(self.scales[:, :, None])

@@ -59,7 +59,9 @@ def probe_speed(job: Job) -> Speed:
     share = cost.passes.tokens_fed / len(pack.tokens)
     judged = _evaluated_tokens(job) / len(pack.tokens) * times.judged
     evaluations = 0 if plan.evaluate_every is None else -(-plan.steps // plan.evaluate_every)
-    checkpoints = -(-plan.steps // plan.checkpoint_every)
+    # an evaluation that finds better weights keeps them, and most of a short run's do
+    intervals = [each for each in (plan.evaluate_every, plan.checkpoint_every) if each is not None]
+    checkpoints = len({plan.steps, *(step for each in intervals for step in range(each, plan.steps, each))})
     step = times.trained * share + times.update
     assert cost.work is not None
     reached = cost.work.operations / step / product_rate(job.machine.device, plan.precision, 0.3)
@@ -67,6 +69,7 @@ def probe_speed(job: Job) -> Speed:
     if evaluations:
         why += f"; {judged:.3g} s an evaluation"
     written = _checkpoint_seconds(job)
+    why += f"; {written:.3g} s a checkpoint"
     return Speed(step, MEASURED, why, evaluations * judged + checkpoints * written)
 
 
