@@ -232,6 +232,23 @@ def test_what_is_saved_gives_the_same_rewards_in_transformers(
     assert "| pair_accuracy |" in card
 
 
+def test_a_head_learns_on_a_quantized_base(make_recipe, pairs, saved_model):
+    """QLoRA of a reward model: its loss falls, and it judges from its folder as it did at the end of training."""
+    pytest.importorskip("bitsandbytes")
+    base = {"path": str(saved_model("qwen3")), "quantization": "nf4"}
+    schedule = {"steps": 12, "batch_size": 8, "learning_rate": 1e-2}
+    recipe = reward_run(make_recipe, pairs, model=base, method={"type": "lora", "rank": 4}, schedule=schedule)
+    train(recipe)
+
+    losses = [m["loss"] for m in read_jsonl(recipe.output / "metrics.jsonl") if m["kind"] == "step"]
+    validated = [m for m in read_jsonl(recipe.output / "metrics.jsonl") if m["kind"] == "evaluation"]
+    judged = json.loads((recipe.output / "evaluation.json").read_text("utf-8"))
+    assert min(losses[-3:]) < losses[0]
+    assert judged["loss"]["tuned"] == pytest.approx(min(m["loss"] for m in validated), abs=1e-3)
+    with pytest.raises(UserError, match="a head trained on quantized weights belongs to them"):
+        export(str(recipe.output), recipe.output.parent / "whole")
+
+
 @pytest.mark.parametrize("method", ["full", {"type": "lora", "rank": 4, "dropout": 0.1}], ids=["full", "lora"])
 def test_a_run_killed_goes_on_bit_by_bit(method, make_recipe, pairs, measured):
     class Killed(BaseException):

@@ -40,6 +40,30 @@ SERIES = {
     "gradient_norm": Text("gradient norm", "梯度范数"),
     "tokens_per_second": Text("tokens per second", "每秒词元数"),
 }
+# what preferences and rollouts measure, in Chinese; in English each is called as it is logged
+IN_CHINESE = {
+    "rewards/chosen": "所选回答的奖励",
+    "rewards/rejected": "所弃回答的奖励",
+    "rewards/margin": "奖励之差",
+    "rewards/accuracy": "偏好正确率",
+    "reward_spread": "组内奖励的离散",
+    "groups_alike": "奖励全同的组",
+    "entropy": "熵",
+    "divergence": "散度",
+    "divergence_own": "散度（自己的回答）",
+    "divergence_data": "散度（数据的回答）",
+    "own_answers": "自己作答的比例",
+    "answer_tokens": "回答的词元数",
+    "repeated": "自我重复",
+    "different": "互不相同的回答",
+    "copied": "抄自训练数据",
+    "same_rhyme": "最常见韵部的比例",
+    "cut": "被截断的回答",
+    "rollout_seconds": "采样秒数",
+    "sampler_gap": "采样与训练的差异",
+    "sft_loss": "模仿损失",
+    "value_loss": "价值头损失",
+}
 UNCHARTED = {"kind", "step", "epoch", "loss", "reward", "seconds", "tokens", "tokens_fed", "trained_tokens"}
 
 
@@ -181,7 +205,7 @@ def draw_charts(run: RunRecord) -> list[tuple[str, Text, Chart]]:
         if key not in UNCHARTED:
             label = key.replace("_", " ")
             drawing = draw_chart(series(key), from_zero=True, smoothed=key != "learning_rate")
-            charts.append((key, SERIES.get(key, Text(label, label)), drawing))
+            charts.append((key, SERIES.get(key, Text(label, IN_CHINESE.get(key, label))), drawing))
     return [(name, title, chart) for name, title, chart in charts if chart]
 
 
