@@ -421,10 +421,12 @@ def test_losses_that_are_no_numbers_are_counted_and_not_drawn(tmp_path):
 
 
 def test_what_a_stage_measures_besides_gets_its_own_chart(tmp_path):
-    lines = [line | {"reward_margin": 0.1} for line in make_metrics(30) if line["kind"] == "step"]
+    measured = {"reward_margin": 0.1, "sampler_gap": 0.02}
+    lines = [line | measured for line in make_metrics(30) if line["kind"] == "step"]
     write_lines(make_run_folder(tmp_path) / "metrics.jsonl", lines)
 
     assert "<figcaption>reward margin" in report(tmp_path)
+    assert "采样与训练的差异" in report(tmp_path)
 
 
 @pytest.mark.parametrize(
